@@ -1,0 +1,59 @@
+"""Writing a file whole or not at all."""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import LivePhotoError
+
+_FIXES = {
+    errno.ENOSPC: "free some space or write to another disk",
+    errno.EDQUOT: "free some space or write to another disk",
+    errno.EFBIG: "write to a place that allows larger files",
+    errno.ENOENT: "create the folder first",
+    errno.ENOTDIR: "give a path whose parent is a folder",
+    errno.ENAMETOOLONG: "give a shorter file name",
+}
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`, with the same suffix, that becomes `path` when the block succeeds.
+
+    An empty file lies at the temporary path when the block starts, so that an unwritable folder is reported before the
+    work and not after it. If the block raises, the temporary file is removed and what was at `path` stays as it was.
+
+    Raises:
+        LivePhotoError: `path` is something other than a regular file, or an OSError came up while writing (no such folder,
+            no permission, a full disk).
+    """
+    path = Path(path)
+    # A rename would replace a device such as /dev/null by a plain file.
+    if path.exists() and not path.is_file():
+        raise LivePhotoError(f"cannot write {path}: it is not a regular file; give the path of a file")
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        # Not tempfile: it makes files that only their owner can read.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LivePhotoError(_write_message(path, error)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _flush_to_disk(path: Path) -> None:
+    # Some file systems tell of a full disk only here.
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _write_message(path: Path, error: OSError) -> str:
+    cause = error.strerror or str(error) or type(error).__name__
+    return f"cannot write {path}: {cause}; {_FIXES.get(error.errno, 'choose a folder you can write to')}"

@@ -1,0 +1,178 @@
+"""Motion intensity: SSIM of adjacent frames, cut into ten levels (paper section 3.4).
+
+A clip's intensity is I(X) = mean over adjacent frames of SSIM(x_i, x_i+1). Level 1 moves least (highest SSIM), level 10 most.
+The nine thresholds t_1 > t_2 > ... > t_9 between the levels are SSIM values: level k holds t_k <= SSIM < t_(k-1).
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from .errors import LivePhotoError
+
+LEVELS = 10
+WINDOW = 7
+# (K * data range)^2 with K1 = 0.01, K2 = 0.03 and a range of 1, as in Wang et al. 2004 and scikit-image.
+_C1 = 0.01**2
+_C2 = 0.03**2
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of pictures, pair by pair.
+
+    Equal to scikit-image's `structural_similarity(a, b, channel_axis=-1, data_range=1.0)` within 1e-4: 7x7 uniform window,
+    sample covariance, only windows that lie inside the picture, mean over the channels. Computed in float32 and
+    differentiable. Two identical pictures give exactly 1.
+
+    Args:
+        a, b: [N, C, H, W], values 0..1, H and W at least 7.
+
+    Returns:
+        [N], float32, at most 1.
+
+    Raises:
+        LivePhotoError: the shapes differ, are not [N, C, H, W], or a side is shorter than 7 pixels.
+    """
+    if a.ndim != 4 or a.shape != b.shape:
+        raise LivePhotoError(
+            f"SSIM compares two batches [N, C, H, W] of one shape, got {list(a.shape)} and {list(b.shape)}; "
+            "bring the pictures to the same size"
+        )
+    if min(a.shape[-2:]) < WINDOW:
+        raise LivePhotoError(
+            f"SSIM needs pictures of {WINDOW}x{WINDOW} pixels or more, got {a.shape[-1]}x{a.shape[-2]}; use larger pictures"
+        )
+    a, b = a.float(), b.float()
+    # Variances do not change with a shift; around zero, E[x^2] - E[x]^2 loses no digits on bright flat pictures.
+    shift = (a.mean((-2, -1), keepdim=True) + b.mean((-2, -1), keepdim=True)) / 2
+    a, b = a - shift, b - shift
+    mean_a, mean_b = _window_mean(a), _window_mean(b)
+    pixels = WINDOW * WINDOW
+    to_sample = pixels / (pixels - 1)
+    covariance = to_sample * (_window_mean(a * b) - mean_a * mean_b)
+    variances = to_sample * (_window_mean(a * a + b * b) - (mean_a * mean_a + mean_b * mean_b))
+    mean_a, mean_b = mean_a + shift, mean_b + shift
+    luminance = (2 * mean_a * mean_b + _C1) / (mean_a * mean_a + mean_b * mean_b + _C1)
+    structure = (2 * covariance + _C2) / (variances + _C2)
+    return (luminance * structure).mean((1, 2, 3))
+
+
+def clip_ssim(frames: Tensor) -> Tensor:
+    """Motion intensity of clips as an SSIM: mean over adjacent frames (paper section 3.4). High means still.
+
+    Args:
+        frames: [F, 3, H, W] or [B, F, 3, H, W], values 0..1, F at least 2, H and W at least 7.
+
+    Returns:
+        A scalar for one clip, [B] for a batch of clips.
+
+    Raises:
+        LivePhotoError: a clip of one frame, a wrong shape, or pictures below 7 pixels.
+    """
+    if frames.ndim not in (4, 5):
+        raise LivePhotoError(f"a clip is [F, 3, H, W] or [B, F, 3, H, W], got {list(frames.shape)}; stack its frames")
+    if frames.shape[-4] < 2:
+        raise LivePhotoError(f"motion needs a clip of 2 frames or more, got {frames.shape[-4]}; use a longer clip")
+    before, after = frames[..., :-1, :, :, :], frames[..., 1:, :, :, :]
+    return ssim(before.flatten(0, -4), after.flatten(0, -4)).unflatten(0, before.shape[:-3]).mean(-1)
+
+
+def calibrate(ssims: Iterable[float]) -> tuple[float, ...]:
+    """Thresholds that cut clips into ten levels of equal population (paper section 3.4).
+
+    Args:
+        ssims: `clip_ssim` of each clip of the training set, at least ten different values.
+
+    Returns:
+        Nine SSIM values, strictly falling: the 0.9, 0.8, ... 0.1 quantiles (linear between neighbouring clips).
+
+    Raises:
+        LivePhotoError: a value that is not finite, fewer than ten different values, or so many equal ones that a level
+            would be empty.
+    """
+    values = np.asarray([float(value) for value in ssims], dtype=np.float64)
+    broken = values[~np.isfinite(values)]
+    if len(broken):
+        raise LivePhotoError(f"{len(broken)} of {len(values)} clips have SSIM {broken[0]}; remove the broken clips")
+    distinct = len(np.unique(values))
+    if distinct < LEVELS:
+        raise LivePhotoError(
+            f"{LEVELS} levels need {LEVELS} clips of different motion or more, got {distinct}; calibrate on more clips"
+        )
+    thresholds = tuple(float(t) for t in np.quantile(values, np.arange(LEVELS - 1, 0, -1) / LEVELS))
+    for upper, lower in pairwise(thresholds):
+        if upper <= lower:
+            raise LivePhotoError(
+                f"too many clips have the same SSIM {lower:.6f}, a level would be empty; remove repeated or still clips"
+            )
+    return thresholds
+
+
+def check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
+    """Return the thresholds as nine floats, or raise LivePhotoError unless they are nine finite, strictly falling numbers."""
+    try:
+        values = tuple(float(t) for t in thresholds)
+    except (TypeError, ValueError):
+        raise LivePhotoError(f"SSIM thresholds are nine numbers, got {thresholds!r}; calibrate again") from None
+    falling = all(upper > lower for upper, lower in pairwise(values))
+    if len(values) != LEVELS - 1 or not all(map(math.isfinite, values)) or not falling:
+        raise LivePhotoError(f"SSIM thresholds are nine falling, finite numbers, got {values}; calibrate again")
+    return values
+
+
+def level(ssim: float, thresholds: Sequence[float]) -> int:
+    """Level 1..10 of a clip's SSIM: 1 + the number of thresholds above it, so that t_k itself belongs to level k.
+
+    Raises:
+        LivePhotoError: an SSIM that is not finite, or thresholds that `check_thresholds` refuses.
+    """
+    ssim, thresholds = _check_ssim(ssim), check_thresholds(thresholds)
+    return 1 + bisect_left([-t for t in thresholds], -ssim)
+
+
+def fractional_level(ssim: float, thresholds: Sequence[float]) -> float:
+    """Level of a clip's SSIM with a fraction that tells where in its level's band the clip lies, 1..10.
+
+    With t_0 = 1 (a still clip), band k < 10 runs from k at t_(k-1) to k + 1 at t_k, linear in SSIM: k + 0.5 is its middle,
+    and inside a band the integer part is `level`. Band 10 has no far end and is 10 throughout. Continuous and never
+    rising with SSIM. If t_1 is 1 or more, band 1 is one point, SSIM = t_1, with value 1.
+
+    Raises:
+        LivePhotoError: as `level`.
+    """
+    ssim, thresholds = _check_ssim(ssim), check_thresholds(thresholds)
+    bounds = (max(1.0, thresholds[0]), *thresholds)
+    if ssim >= bounds[0]:
+        return 1.0
+    if ssim <= bounds[-1]:
+        return float(LEVELS)
+    k = level(ssim, thresholds)
+    return k + (bounds[k - 1] - ssim) / (bounds[k - 1] - bounds[k])
+
+
+def check_level(value: float | str) -> float:
+    """Return a motion level as a float, or raise LivePhotoError unless it is a finite number in 1..10 (text is parsed)."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 1 <= number <= LEVELS:
+        raise LivePhotoError(f"motion intensity must be a number from 1 to {LEVELS}, got {value!r}; 5 is the default")
+    return number
+
+
+def _window_mean(x: Tensor) -> Tensor:
+    # Rows then columns: 14 additions a pixel in place of 49.
+    return avg_pool2d(avg_pool2d(x, (WINDOW, 1), stride=1), (1, WINDOW), stride=1)
+
+
+def _check_ssim(ssim: float) -> float:
+    value = float(ssim)
+    if not math.isfinite(value):
+        raise LivePhotoError(f"a clip's SSIM must be a finite number, got {value}; check its frames for nan")
+    return value
