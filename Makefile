@@ -5,7 +5,7 @@
 # Another Python than python3: make test PYTHON=/path/to/python
 
 PYTHON ?= python3
-PHOTO ?= $(firstword $(sort $(wildcard livephoto_core/demo/photos/*.jpg livephoto_core/demo/photos/*.png)))
+PHOTO ?= $(firstword $(sort $(wildcard $(addprefix livephoto_core/demo/photos/*.,jpg png webp))))
 TEXT ?= camera pans left
 INTENSITY ?= 5
 PYTEST_FLAGS ?=

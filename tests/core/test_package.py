@@ -12,7 +12,9 @@ LIGHT_MODULES = ("model", "config", "checkpoint", "conditioning", "intensity", "
 
 def run_python(code):
     """Run `code` in a fresh interpreter outside the repository; returns its output."""
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_root_is_not_importable():
