@@ -4,6 +4,6 @@
 class LivePhotoError(Exception):
     """A mistake of the user's that the user can mend.
 
-    The message is one line: the cause, the value seen, the fix. The command line prints it and exits with code 2; a traceback
-    is never shown for it.
+    The message is one line: the cause, the value seen, the fix. The command line prints it and exits with code 2; a
+    traceback is never shown for it.
     """

@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,21 +22,19 @@ _FIXES = {
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`, with the same suffix, that becomes `path` when the block succeeds.
+    """Yield a temporary path beside `path`, with the same suffix, that becomes `path` when the block succeeds.
 
     An empty file lies at the temporary path when the block starts, so that an unwritable folder is reported before the
     work and not after it. If the block raises, the temporary file is removed and what was at `path` stays as it was.
 
     Raises:
-        LivePhotoError: `path` is something other than a regular file, or an OSError came up while writing (no such folder,
-            no permission, a full disk).
+        LivePhotoError: `path` is something other than a regular file, or an OSError came up while writing (no such
+            folder, no permission, a full disk).
     """
     path = Path(path)
-    # A rename would replace a device such as /dev/null by a plain file.
-    if path.exists() and not path.is_file():
-        raise LivePhotoError(f"cannot write {path}: it is not a regular file; give the path of a file")
-    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.parent / f".{path.stem[:40]}.{secrets.token_hex(4)}{path.suffix}"
     try:
+        _refuse_special_file(path)
         # Not tempfile: it makes files that only their owner can read.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
@@ -46,6 +45,16 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _refuse_special_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    # A rename would replace a device such as /dev/null by a plain file.
+    if not stat.S_ISREG(mode):
+        raise LivePhotoError(f"cannot write {path}: it is not a regular file; give the path of a file")
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Motion intensity: SSIM of adjacent frames, cut into ten levels (paper section 3.4).
 
-A clip's intensity is I(X) = mean over adjacent frames of SSIM(x_i, x_i+1). Level 1 moves least (highest SSIM), level 10 most.
-The nine thresholds t_1 > t_2 > ... > t_9 between the levels are SSIM values: level k holds t_k <= SSIM < t_(k-1).
+A clip's intensity is I(X) = mean over adjacent frames of SSIM(x_i, x_i+1). Level 1 moves least (highest SSIM), level 10
+most. The nine thresholds t_1 > t_2 > ... > t_9 between the levels are SSIM values: level k holds t_k <= SSIM < t_(k-1).
 """
 
 import math
@@ -25,8 +25,8 @@ _C2 = 0.03**2
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of pictures, pair by pair.
 
-    Equal to scikit-image's `structural_similarity(a, b, channel_axis=-1, data_range=1.0)` within 1e-4: 7x7 uniform window,
-    sample covariance, only windows that lie inside the picture, mean over the channels. Computed in float32 and
+    Equal to scikit-image's `structural_similarity(a, b, channel_axis=-1, data_range=1.0)` within 1e-4: 7x7 uniform
+    window, sample covariance, only windows that lie inside the picture, mean over the channels. Computed in float32 and
     differentiable. Two identical pictures give exactly 1.
 
     Args:
@@ -45,7 +45,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         )
     if min(a.shape[-2:]) < WINDOW:
         raise LivePhotoError(
-            f"SSIM needs pictures of {WINDOW}x{WINDOW} pixels or more, got {a.shape[-1]}x{a.shape[-2]}; use larger pictures"
+            f"SSIM needs pictures of {WINDOW}x{WINDOW} pixels or more, got {a.shape[-1]}x{a.shape[-2]}; "
+            "use larger pictures"
         )
     a, b = a.float(), b.float()
     # Variances do not change with a shift; around zero, E[x^2] - E[x]^2 loses no digits on bright flat pictures.
@@ -114,7 +115,7 @@ def calibrate(ssims: Iterable[float]) -> tuple[float, ...]:
 
 
 def check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
-    """Return the thresholds as nine floats, or raise LivePhotoError unless they are nine finite, strictly falling numbers."""
+    """Return the thresholds as floats; raise LivePhotoError unless they are nine finite, strictly falling numbers."""
     try:
         values = tuple(float(t) for t in thresholds)
     except (TypeError, ValueError):
@@ -138,9 +139,10 @@ def level(ssim: float, thresholds: Sequence[float]) -> int:
 def fractional_level(ssim: float, thresholds: Sequence[float]) -> float:
     """Level of a clip's SSIM with a fraction that tells where in its level's band the clip lies, 1..10.
 
-    With t_0 = 1 (a still clip), band k < 10 runs from k at t_(k-1) to k + 1 at t_k, linear in SSIM: k + 0.5 is its middle,
-    and inside a band the integer part is `level`. Band 10 has no far end and is 10 throughout. Continuous and never
-    rising with SSIM. If t_1 is 1 or more, band 1 is one point, SSIM = t_1, with value 1.
+    With t_0 = 1 (a still clip), band k < 10 runs from k at t_(k-1) to k + 1 at t_k, linear in SSIM: k + 0.5 is its
+    middle, and inside a band the integer part is `level`; at t_k itself, which `level` gives to k, it is k + 1. Band 10
+    has no far end and is 10 throughout. Continuous, and never rising with SSIM. If t_1 is 1 or more, band 1 is that one
+    point, with value 1.
 
     Raises:
         LivePhotoError: as `level`.
@@ -156,7 +158,7 @@ def fractional_level(ssim: float, thresholds: Sequence[float]) -> float:
 
 
 def check_level(value: float | str) -> float:
-    """Return a motion level as a float, or raise LivePhotoError unless it is a finite number in 1..10 (text is parsed)."""
+    """Return a motion level, a number or its text, as a float; raise LivePhotoError unless it lies in 1..10."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

@@ -1,0 +1,78 @@
+"""`livephoto measure`: the motion of clips as SSIM and level (paper section 3.4)."""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from ..errors import LivePhotoError
+from ..intensity import fractional_level, level, ssim
+from ..media import fit_image, stream_clip
+
+
+def measure(
+    paths: Iterable[str | Path],
+    thresholds: Sequence[float] | None,
+    size: tuple[int, int] | None = None,
+    stride: int = 1,
+) -> list[dict]:
+    """Measure the motion of each clip.
+
+    Levels mean what they meant in training only at the training clips' size and frame stride, so give those of the
+    model whose thresholds are used. Videos are streamed: memory does not grow with their length.
+
+    Args:
+        paths: videos, animated webp or gif, folders of pictures.
+        thresholds: the nine SSIM thresholds of a model's config; None: no levels.
+        size: (height, width) that frames are cropped to before measuring; None: as they are.
+        stride: keep every `stride`-th frame.
+
+    Returns:
+        A dict a clip: path (str), frames (int), ssim (float), level (int or None), fractional_level (float or None).
+
+    Raises:
+        LivePhotoError: a clip that cannot be read or has fewer than 2 frames or 7 pixels a side, or unusable
+            thresholds.
+    """
+    return [_measure_clip(Path(path), thresholds, size, stride) for path in paths]
+
+
+def format_table(results: Sequence[dict]) -> str:
+    """Lay out the results of `measure` as a text table with a header, one line a clip."""
+    header = ("clip", "frames", "SSIM", "level")
+    lines = [header, *((r["path"], str(r["frames"]), f"{r['ssim']:.4f}", _level_text(r)) for r in results)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]).rstrip() for name, *numbers in lines
+    )
+
+
+def format_json(results: Sequence[dict]) -> str:
+    """The results of `measure` as a JSON list."""
+    return json.dumps(list(results), indent=2)
+
+
+def _measure_clip(
+    path: Path, thresholds: Sequence[float] | None, size: tuple[int, int] | None, stride: int
+) -> dict:
+    frames = stream_clip(path, stride)
+    if size is not None:
+        frames = (fit_image(frame, *size, "crop") for frame in frames)
+    try:
+        similarities = [ssim(a[None], b[None]).item() for a, b in pairwise(frames)]
+    except LivePhotoError as error:
+        raise error if str(path) in str(error) else LivePhotoError(f"{path}: {error}") from error
+    if not similarities:
+        raise LivePhotoError(f"{path} has one frame, motion needs 2 or more; give a longer clip or a smaller stride")
+    mean = sum(similarities) / len(similarities)
+    return {
+        "path": str(path),
+        "frames": len(similarities) + 1,
+        "ssim": mean,
+        "level": None if thresholds is None else level(mean, thresholds),
+        "fractional_level": None if thresholds is None else fractional_level(mean, thresholds),
+    }
+
+
+def _level_text(result: dict) -> str:
+    return "-" if result["level"] is None else f"{result['level']} ({result['fractional_level']:.2f})"

@@ -1,0 +1,93 @@
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from livephoto_core.errors import LivePhotoError
+from livephoto_core.files import atomic_path
+
+
+def test_success_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    target = tmp_path / "clip.webp"
+    target.write_text("old")
+    with atomic_path(target) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".webp"
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["clip.webp"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, LivePhotoError])
+def test_error_in_the_block_keeps_the_old_file(tmp_path, error):
+    target = tmp_path / "clip.webp"
+    target.write_text("old")
+    with pytest.raises(error), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error("stop")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["clip.webp"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the umask is a thing of POSIX")
+def test_new_file_has_the_permissions_of_any_new_file(tmp_path):
+    with atomic_path(tmp_path / "new.bin") as temporary:
+        temporary.write_bytes(b"x")
+    (tmp_path / "plain.bin").write_bytes(b"x")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new.bin", "plain.bin")}
+    assert len(modes) == 1
+
+
+def test_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file.txt").write_text("x")
+    begun = []
+    with (
+        pytest.raises(LivePhotoError, match=r"cannot write .*out\.mp4.*parent is a folder"),
+        atomic_path(tmp_path / "file.txt" / "out.mp4") as temporary,
+    ):
+        begun.append(temporary)
+    assert not begun, "an unwritable place must be reported before the work"
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(LivePhotoError, match="create the folder first"), atomic_path(tmp_path / "none" / "out.mp4"):
+        pass
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "."])
+def test_devices_and_folders_are_refused(target):
+    with pytest.raises(LivePhotoError, match="not a regular file"), atomic_path(target):
+        pass
+
+
+def test_name_too_long(tmp_path):
+    with pytest.raises(LivePhotoError, match="shorter file name"), atomic_path(tmp_path / ("x" * 300 + ".gif")):
+        pass
+
+
+FULL_DISK = """
+import resource, signal, sys
+from livephoto_core.errors import LivePhotoError
+from livephoto_core.files import atomic_path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with atomic_path(sys.argv[1]) as temporary:
+        temporary.write_bytes(bytes(100_000))
+except LivePhotoError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="resource limits are a thing of POSIX")
+def test_full_disk_leaves_the_old_file(tmp_path):
+    target = tmp_path / "model.safetensors"
+    target.write_text("old")
+    run = subprocess.run([sys.executable, "-c", FULL_DISK, target], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(f"cannot write {target}: ")
+    assert run.stdout.count("\n") == 1
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == [target.name]
