@@ -203,9 +203,7 @@ def _encode_gif(pixels: np.ndarray, fps: float, record: str) -> bytes:
 
 def _save_animation(pictures: list[Image.Image], format: str, durations: list[int], **options) -> bytes:
     buffer = io.BytesIO()
-    pictures[0].save(
-        buffer, format, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options
-    )
+    pictures[0].save(buffer, format, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
     return buffer.getvalue()
 
 

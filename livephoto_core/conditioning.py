@@ -1,0 +1,82 @@
+"""The six condition channels and what else a clip's UNet calls share (paper section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+
+from .errors import LivePhotoError
+
+
+@dataclass(frozen=True)
+class ClipCondition:
+    """What the adapter needs to know of a batch of clips.
+
+    latent: reference latents [B, C, h, w], scaled as the UNet's latents are.
+    tokens: patch tokens of the reference photos [B, rows * columns, D], without the class token.
+    grid: (rows, columns) of the tokens.
+    levels: motion intensity [B, F], 1..10, a level for each frame.
+    """
+
+    latent: torch.Tensor
+    tokens: torch.Tensor
+    grid: tuple[int, int]
+    levels: torch.Tensor
+
+    @property
+    def frames(self) -> int:
+        return self.levels.shape[1]
+
+    def repeated(self, times: int) -> ClipCondition:
+        """The same clips `times` over, as a batch for classifier-free guidance has them."""
+        return ClipCondition(
+            repeat(self.latent, "b c h w -> (t b) c h w", t=times),
+            repeat(self.tokens, "b n d -> (t b) n d", t=times),
+            self.grid,
+            repeat(self.levels, "b f -> (t b) f", t=times),
+        )
+
+
+def frame_embedding(frames: int) -> torch.Tensor:
+    """[F], linear from 0 at the first frame to 1 at the last.
+
+    Raises:
+        LivePhotoError: fewer than two frames.
+    """
+    if frames < 2:
+        raise LivePhotoError(f"a clip has at least 2 frames, got {frames}: ask for 2 or more")
+    return torch.linspace(0, 1, frames)
+
+
+def even_levels(level: float, clips: int, frames: int) -> torch.Tensor:
+    """[B, F] of one level."""
+    return torch.full((clips, frames), float(level))
+
+
+def stem_channels(latent: torch.Tensor, position: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Reference latent (C), frame embedding (1) and intensity (1) for every frame.
+
+    Args:
+        latent: [B, C, h, w] reference latents.
+        position: [F] or [B, F] frame embedding, 0..1.
+        levels: [B, F] intensity, the level's number itself.
+
+    Returns:
+        [(b f), C + 2, h, w].
+    """
+    clips, frames = levels.shape
+    height, width = latent.shape[2:]
+    position = position.to(latent).expand(clips, frames)
+    maps = torch.stack([position, levels.to(latent)], dim=2)
+    return rearrange(
+        torch.cat(
+            [
+                repeat(latent, "b c h w -> b f c h w", f=frames),
+                repeat(maps, "b f m -> b f m h w", h=height, w=width),
+            ],
+            dim=2,
+        ),
+        "b f c h w -> (b f) c h w",
+    )

@@ -1,0 +1,216 @@
+"""What a LivePhoto checkpoint is: the adapter's shape, the noise schedule and the intensity levels it was trained with."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .errors import LivePhotoError
+
+FORMAT_VERSION = 1
+FAMILY = "sd15"
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """The UNet that an adapter fits. Defaults: Stable Diffusion v1.5."""
+
+    latent_channels: int = 4
+    block_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    block_attention: tuple[bool, ...] = (True, True, True, False)
+    context_width: int = 768
+    norm_groups: int = 32
+
+
+@dataclass(frozen=True)
+class MotionShape:
+    """AnimateDiff's motion modules: `max_frames` positions, transformer depth, attention blocks in each."""
+
+    heads: int = 8
+    depth: int = 1
+    attention_blocks: int = 2
+    max_frames: int = 32
+    mid_block: bool = True
+
+
+@dataclass(frozen=True)
+class ContentShape:
+    """The image branch: which encoder's patch tokens, and the attention onto them.
+
+    `positions` is "rope" (queries and keys know their place in the picture, so that one place can fetch from another) or
+    "none". `encoder` and `image_size` name the patch encoder and the side in pixels of the picture it is given.
+    """
+
+    encoder: str = "facebook/dinov2-large"
+    image_size: int = 518
+    patch_size: int = 14
+    token_width: int = 1024
+    width: int = 768
+    heads: int = 8
+    head_width: int = 64
+    positions: str = "rope"
+
+
+@dataclass(frozen=True)
+class ReweightShape:
+    """The text re-weighter: transformer encoder layers over the text, then a weight a token and frame (paper section 3.5)."""
+
+    layers: int = 3
+    heads: int = 12
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The betas that the adapter was trained on. "linear" for AnimateDiff warm starts, "scaled_linear" as SD1.5's own."""
+
+    kind: str = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    timesteps: int = 1000
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """A whole LivePhoto checkpoint's config; stored as JSON in its safetensors metadata.
+
+    `size` and `frame_stride` are those of training (pixels; source frames a step). `ssim_thresholds` are the nine falling SSIM
+    values between the ten intensity levels, empty before calibration.
+    """
+
+    base: BaseShape = field(default_factory=BaseShape)
+    motion: MotionShape = field(default_factory=MotionShape)
+    content: ContentShape = field(default_factory=ContentShape)
+    reweight: ReweightShape = field(default_factory=ReweightShape)
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+    frames: int = 16
+    size: int = 256
+    frame_stride: int = 4
+    ssim_thresholds: tuple[float, ...] = ()
+    family: str = FAMILY
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def check(config: AdapterConfig) -> None:
+    """Refuse a config that cannot be built.
+
+    Raises:
+        LivePhotoError: names the field, its value and what it may be.
+    """
+    if config.family != FAMILY:
+        raise LivePhotoError(
+            f"this is a LivePhoto checkpoint of the family {config.family!r}; only {FAMILY!r} is known here"
+        )
+    if config.format_version != FORMAT_VERSION:
+        raise LivePhotoError(
+            f"the checkpoint's format version is {config.format_version}, this code reads {FORMAT_VERSION}: update ComfyUI-LivePhoto"
+        )
+    if len(config.base.block_channels) != len(config.base.block_attention):
+        raise LivePhotoError(
+            f"base.block_channels has {len(config.base.block_channels)} levels, base.block_attention "
+            f"{len(config.base.block_attention)}: they must be equally long"
+        )
+    if config.schedule.kind not in ("linear", "scaled_linear"):
+        raise LivePhotoError(f"schedule.kind is {config.schedule.kind!r}; use 'linear' or 'scaled_linear'")
+    if config.content.positions not in ("rope", "none"):
+        raise LivePhotoError(f"content.positions is {config.content.positions!r}; use 'rope' or 'none'")
+    if config.content.positions == "rope" and config.content.head_width % 4:
+        raise LivePhotoError(f"content.head_width is {config.content.head_width}; rope needs a multiple of 4")
+    if not 2 <= config.frames <= config.motion.max_frames:
+        raise LivePhotoError(f"frames is {config.frames}; use 2 to {config.motion.max_frames} (motion.max_frames)")
+    thresholds = config.ssim_thresholds
+    falling = all(math.isfinite(t) for t in thresholds) and list(thresholds) == sorted(thresholds, reverse=True)
+    if thresholds and (len(thresholds) != 9 or not falling):
+        raise LivePhotoError(
+            f"ssim_thresholds must be nine falling SSIM values, got {list(thresholds)}: calibrate again"
+        )
+
+
+def to_json(config: AdapterConfig) -> str:
+    """The config as JSON, with sorted keys, so that equal configs are equal text."""
+    return json.dumps(asdict(config), sort_keys=True)
+
+
+def from_dict(values: dict[str, Any]) -> AdapterConfig:
+    """A config from plain values; what is left out keeps its default.
+
+    Raises:
+        LivePhotoError: an unknown name or a value of the wrong kind.
+    """
+    return _build(AdapterConfig, values, "config")
+
+
+def from_json(text: str) -> AdapterConfig:
+    """The config out of a checkpoint's metadata.
+
+    Raises:
+        LivePhotoError: not JSON, or not a config.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LivePhotoError(
+            f"the checkpoint's config is not JSON ({error}): the file is damaged, get it again"
+        ) from error
+    return from_dict(values)
+
+
+_PARTS = {
+    "base": BaseShape,
+    "motion": MotionShape,
+    "content": ContentShape,
+    "reweight": ReweightShape,
+    "schedule": NoiseSchedule,
+}
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise LivePhotoError(f"{where} must be a table of values, got {values!r}")
+    known = {f.name: f for f in fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise LivePhotoError(f"{where} has unknown names {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    built = {}
+    for name, value in values.items():
+        default = known[name].default
+        if name in _PARTS and kind is AdapterConfig:
+            value = _build(_PARTS[name], value, f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(default, (int, float, str)) and not isinstance(value, (type(default), int)):
+            raise LivePhotoError(f"{where}.{name} is {value!r}; it must be {type(default).__name__}")
+        built[name] = value
+    return kind(**built)
+
+
+def motion_sites(base: BaseShape, mid_block: bool) -> dict[str, int]:
+    """Where motion modules sit, in AnimateDiff's names, and the channels there."""
+    channels = base.block_channels
+    sites = {
+        f"down_blocks.{i}.motion_modules.{j}": c for i, c in enumerate(channels) for j in range(base.layers_per_block)
+    }
+    if mid_block:
+        sites["mid_block.motion_modules.0"] = channels[-1]
+    for i, c in enumerate(reversed(channels)):
+        sites.update({f"up_blocks.{i}.motion_modules.{j}": c for j in range(base.layers_per_block + 1)})
+    return sites
+
+
+def content_sites(base: BaseShape) -> dict[str, int]:
+    """Where content attention sits: each spatial transformer, in diffusers' names, and the channels there."""
+    channels, attends = base.block_channels, base.block_attention
+    sites = {}
+    for i, c in enumerate(channels):
+        if attends[i]:
+            sites.update({f"down_blocks.{i}.attentions.{j}": c for j in range(base.layers_per_block)})
+    sites["mid_block.attentions.0"] = channels[-1]
+    for i, (c, attend) in enumerate(zip(reversed(channels), reversed(attends), strict=True)):
+        if attend:
+            sites.update({f"up_blocks.{i}.attentions.{j}": c for j in range(base.layers_per_block + 1)})
+    return sites

@@ -1,0 +1,1 @@
+"""The demo model: a tiny LivePhoto, its procedural clips and how it is trained."""

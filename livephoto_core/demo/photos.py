@@ -1,0 +1,103 @@
+"""Photographs for the demo model: still pictures out of installed PyPI packages, split without near-duplicates.
+
+The pictures come from ComfyUI's template media packages and are only needed to train; none of them is shipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import LivePhotoError
+
+PACKAGES = ("comfyui_workflow_templates_media_image", "comfyui_workflow_templates_media_assets_01")
+SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photograph: uint8 [3, H, W], shrunk to the short side it was asked for, and the file's name."""
+
+    name: str
+    pixels: torch.Tensor
+
+
+def package_folders() -> list[Path]:
+    """Folders of the installed photo packages.
+
+    Raises:
+        LivePhotoError: none of them is installed.
+    """
+    found = []
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.submodule_search_locations:
+            found += [Path(p) for p in spec.submodule_search_locations]
+    if not found:
+        names = " ".join(p.replace("_", "-") for p in PACKAGES)
+        raise LivePhotoError(
+            f"no photographs to train on: none of the photo packages is installed; pip install {names}"
+        )
+    return found
+
+
+def _is_still(image: Image.Image) -> bool:
+    return getattr(image, "n_frames", 1) == 1
+
+
+def _is_photographic(pixels: np.ndarray) -> bool:
+    """False for line art, charts and nearly black pictures: flat in most places or without mid-tones."""
+    grey = pixels.mean(2)
+    dark, bright = (grey < 12).mean(), (grey > 243).mean()
+    return dark < 0.5 and bright < 0.5 and grey.std() > 18
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    small = np.asarray(Image.fromarray(pixels).convert("L").resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
+    small = small - small.mean()
+    return (small / (np.linalg.norm(small) + 1e-6)).ravel()
+
+
+def load_photos(folders: list[Path], short_side: int) -> list[Photo]:
+    """Every still photograph below the folders, in name order, its short side shrunk to `short_side` pixels."""
+    photos = []
+    for path in sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
+        with Image.open(path) as image:
+            if not _is_still(image):
+                continue
+            scale = short_side / min(image.size)
+            width, height = (max(short_side, round(side * scale)) for side in image.size)
+            resized = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+        pixels = np.asarray(resized)
+        if _is_photographic(pixels):
+            photos.append(Photo(path.name, torch.from_numpy(pixels.copy()).permute(2, 0, 1)))
+    return photos
+
+
+def split_photos(photos: list[Photo], held_out: float = 0.15, alike: float = 0.8) -> tuple[list[Photo], list[Photo]]:
+    """(training, held-out) photographs; pictures whose 16x16 grey thumbnails correlate above `alike` stay together."""
+    thumbs = np.stack([_thumbnail(p.pixels.permute(1, 2, 0).numpy()) for p in photos])
+    similar = thumbs @ thumbs.T > alike
+    group = np.full(len(photos), -1)
+    for first in range(len(photos)):
+        if group[first] >= 0:
+            continue
+        stack = [first]
+        while stack:
+            index = stack.pop()
+            if group[index] < 0:
+                group[index] = first
+                stack += [int(j) for j in np.flatnonzero(similar[index]) if group[j] < 0]
+    # every k-th group, so that the split never depends on chance or on how many photographs follow
+    step = max(2, round(1 / held_out))
+    order = {g: i for i, g in enumerate(dict.fromkeys(group.tolist()))}
+    test = [order[g] % step == step - 1 for g in group.tolist()]
+    return (
+        [p for p, t in zip(photos, test, strict=True) if not t],
+        [p for p, t in zip(photos, test, strict=True) if t],
+    )

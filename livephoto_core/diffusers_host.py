@@ -1,0 +1,169 @@
+"""Binds the adapter to diffusers' UNet2DConditionModel by forward hooks; the UNet itself stays as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .conditioning import ClipCondition, frame_embedding, stem_channels
+from .config import AdapterConfig, BaseShape
+from .errors import LivePhotoError
+from .model.adapter import LivePhotoAdapter
+from .model.content import KeysValues
+
+
+def base_shape(unet: nn.Module) -> BaseShape:
+    """The shape of a diffusers UNet, in the checkpoint's terms."""
+    config = unet.config
+    layers = config.layers_per_block
+    return BaseShape(
+        latent_channels=config.in_channels,
+        block_channels=tuple(config.block_out_channels),
+        layers_per_block=layers if isinstance(layers, int) else layers[0],
+        block_attention=tuple(kind.startswith("CrossAttn") for kind in config.down_block_types),
+        context_width=config.cross_attention_dim if isinstance(config.cross_attention_dim, int) else -1,
+        norm_groups=config.norm_num_groups,
+    )
+
+
+def check_fit(config: AdapterConfig, shape: BaseShape) -> None:
+    """Refuse a UNet that the adapter was not made for.
+
+    Raises:
+        LivePhotoError: names what differs and what to load instead.
+    """
+    ours = config.base
+    if shape == ours:
+        return
+    if shape.context_width != ours.context_width and ours == BaseShape():
+        raise LivePhotoError(
+            f"LivePhoto needs an SD1.5 model (cross-attention width {ours.context_width}); this one has "
+            f"{shape.context_width}: load an SD1.5 checkpoint"
+        )
+    for name in ours.__dataclass_fields__:
+        if getattr(shape, name) != getattr(ours, name):
+            raise LivePhotoError(
+                f"the LivePhoto checkpoint was trained on a UNet with {name} {getattr(ours, name)}; this one has "
+                f"{getattr(shape, name)}: load the base model that belongs to the checkpoint"
+            )
+
+
+def grid_of(places: int, height: int, width: int) -> tuple[int, int]:
+    """(rows, columns) of a feature map with that many places under a latent of height x width halved some times."""
+    rows, columns = height, width
+    while rows * columns > places and rows * columns > 1:
+        rows, columns = math.ceil(rows / 2), math.ceil(columns / 2)
+    if rows * columns != places:
+        raise LivePhotoError(f"no level of a {width}x{height} latent has {places} places: use a size divisible by 8")
+    return rows, columns
+
+
+class DiffusersHost:
+    """The adapter on a UNet.
+
+    Use as a context manager, or call `attach` and `detach`. Between them set a condition with `conditioned`, then call the UNet
+    with frames in the batch dimension, clip by clip: sample [(b f), C, h, w], text [(b f), L, D].
+
+    image_strength scales stem and content attention, motion_strength the motion modules; 1 is as trained.
+    """
+
+    def __init__(
+        self, unet: nn.Module, adapter: LivePhotoAdapter, image_strength: float = 1.0, motion_strength: float = 1.0
+    ):
+        check_fit(adapter.config, base_shape(unet))
+        self.unet, self.adapter = unet, adapter
+        self.image_strength, self.motion_strength = image_strength, motion_strength
+        self._handles: list[Any] = []
+        self._condition: ClipCondition | None = None
+        self._position: torch.Tensor | None = None
+        self._photo: dict[str, KeysValues] = {}
+
+    def __enter__(self) -> DiffusersHost:
+        self.attach()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def attach(self) -> None:
+        """Hook the UNet; a second call changes nothing."""
+        if self._handles:
+            return
+        self._hook("conv_in", self._after_conv_in)
+        for name in self.adapter.motion.names:
+            self._hook(self._motion_host(name), self._motion_hook(name))
+        for name in self.adapter.content.names:
+            for block in self.unet.get_submodule(name).transformer_blocks:
+                self._handles.append(block.attn2.register_forward_hook(self._content_hook(name), with_kwargs=True))
+
+    def detach(self) -> None:
+        """Take every hook off again: the UNet computes what it did before."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextmanager
+    def conditioned(self, condition: ClipCondition, position: torch.Tensor | None = None) -> Iterator[None]:
+        """Set what the clips in the batch are conditioned on; the photo's keys and values are computed here, once."""
+        self.condition(condition, position)
+        try:
+            yield
+        finally:
+            self._condition, self._photo = None, {}
+
+    def condition(self, condition: ClipCondition, position: torch.Tensor | None = None) -> None:
+        """As `conditioned`, until the next call; training needs it, where the backward pass runs the hooks again."""
+        self._condition = condition
+        self._position = frame_embedding(condition.frames) if position is None else position
+        self._photo = self.adapter.photo_keys_values(condition.tokens, condition.grid)
+
+    def _hook(self, name: str, function: Callable) -> None:
+        self._handles.append(self.unet.get_submodule(name).register_forward_hook(function))
+
+    def _motion_host(self, site: str) -> str:
+        """The module after which a motion module comes: the spatial transformer where there is one, else the ResNet."""
+        block, _, index = site.rpartition(".motion_modules.")
+        transformers = getattr(self.unet.get_submodule(block), "attentions", None)
+        return f"{block}.{'attentions' if transformers else 'resnets'}.{index}"
+
+    def _current(self) -> ClipCondition:
+        if self._condition is None:
+            raise LivePhotoError(
+                "the UNet has LivePhoto attached but no photo: set one with DiffusersHost.conditioned(...)"
+            )
+        return self._condition
+
+    def _after_conv_in(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        condition = self._current()
+        if condition.latent.shape[2:] != output.shape[2:]:
+            raise LivePhotoError(
+                f"the reference latent is {tuple(condition.latent.shape[2:])}, the clip's {tuple(output.shape[2:])}: "
+                "encode the photo at the clip's size"
+            )
+        channels = stem_channels(condition.latent, self._position, condition.levels)
+        return output + self.image_strength * self.adapter.stem(channels.to(output))
+
+    def _motion_hook(self, name: str) -> Callable:
+        module = self.adapter.motion[name]
+
+        def hook(_: nn.Module, args: tuple, output: Any) -> Any:
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            moved = hidden + self.motion_strength * module(hidden, self._current().frames)
+            return moved if isinstance(output, torch.Tensor) else (moved, *output[1:])
+
+        return hook
+
+    def _content_hook(self, name: str) -> Callable:
+        module = self.adapter.content[name]
+
+        def hook(_: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            grid = grid_of(hidden.shape[1], *self._current().latent.shape[2:])
+            return output + self.image_strength * module(hidden, grid, self._photo[name])
+
+        return hook

@@ -1,0 +1,88 @@
+"""The LivePhotoAdapter: every trained part of LivePhoto, additive on a Stable Diffusion v1.5 UNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import AdapterConfig, content_sites, motion_sites
+from .content import ContentAttention, KeysValues
+from .motion import MotionModule
+from .reweight import TextReweighter
+from .stem import ConditionStem
+
+
+class Sites(nn.Module):
+    """Modules under dotted names, "down_blocks.0.motion_modules.1"; the names become the keys of the checkpoint."""
+
+    def __init__(self, modules: dict[str, nn.Module]):
+        super().__init__()
+        for name, module in modules.items():
+            *path, last = name.split(".")
+            parent: nn.Module = self
+            for part in path:
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            parent.add_module(last, module)
+        self.names = tuple(modules)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.get_submodule(name)
+
+
+class LivePhotoAdapter(nn.Module):
+    """Condition stem, motion modules, content attention and text re-weighter.
+
+    It knows no UNet; a host binds it to one. `operations` makes the layers (torch.nn, or an inference framework's own layers
+    that cast or offload their weights).
+    """
+
+    def __init__(self, config: AdapterConfig, operations: Any = nn):
+        super().__init__()
+        self.config = config
+        base, motion, content = config.base, config.motion, config.content
+        self.stem = ConditionStem(base.latent_channels, base.block_channels[0], operations)
+        self.motion = Sites(
+            {
+                name: MotionModule(
+                    channels,
+                    motion.heads,
+                    motion.depth,
+                    motion.attention_blocks,
+                    motion.max_frames,
+                    base.norm_groups,
+                    operations,
+                )
+                for name, channels in motion_sites(base, motion.mid_block).items()
+            }
+        )
+        self.content_proj = operations.Linear(content.token_width, content.width)
+        self.content_norm = operations.LayerNorm(content.width)
+        self.content = Sites(
+            {
+                name: ContentAttention(
+                    channels, content.width, content.heads, content.head_width, content.positions, operations
+                )
+                for name, channels in content_sites(base).items()
+            }
+        )
+        reweight = config.reweight
+        self.reweight = TextReweighter(base.context_width, config.frames, reweight.layers, reweight.heads, operations)
+
+    def photo_keys_values(self, tokens: torch.Tensor, grid: tuple[int, int]) -> dict[str, KeysValues]:
+        """Keys and values of patch tokens [B, rows * columns, token_width] at every content site, once for a whole sampling."""
+        projected = self.content_norm(self.content_proj(tokens))
+        return {name: self.content[name].keys_values(projected, grid) for name in self.content.names}
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters of each part."""
+        parts = {
+            "condition stem": [self.stem],
+            "motion modules": [self.motion],
+            "content attention": [self.content_proj, self.content_norm, self.content],
+            "text re-weighter": [self.reweight],
+        }
+        return {name: sum(p.numel() for m in modules for p in m.parameters()) for name, modules in parts.items()}

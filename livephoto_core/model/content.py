@@ -1,0 +1,89 @@
+"""Content attention: the UNet looks at the reference photo's patch tokens (paper section 3.2).
+
+Keys and values depend only on the photo. With rope positions a query prefers keys at a certain distance, whatever its own
+place: "two patches to the left" is one direction in query space, which is what a sliding picture needs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import nn
+
+from .attention import attend, heads_first
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """A photo's keys and values at one site: [B, heads, T, d] each."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+def grid_positions(rows: int, columns: int, device: torch.device | None = None) -> torch.Tensor:
+    """The centres [rows * columns, 2] of a grid's cells as (y, x) in 0..1, row by row."""
+    y = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) / rows
+    x = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) / columns
+    return torch.stack([repeat(y, "r -> (r c)", c=columns), repeat(x, "c -> (r c)", r=rows)], dim=-1)
+
+
+def rope_angles(positions: torch.Tensor, head_width: int) -> torch.Tensor:
+    """Rotation angles [N, head_width / 2] of positions [N, 2]: half the pairs for y, half for x, half a turn to eight turns."""
+    pairs = head_width // 4
+    turns = (
+        torch.logspace(-1, 3, pairs, base=2, device=positions.device)
+        if pairs > 1
+        else torch.ones(1, device=positions.device)
+    )
+    return rearrange(positions[..., None] * turns * 2 * math.pi, "n a p -> n (a p)")
+
+
+def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """[B, heads, N, d] with its halves turned as pairs by angles [N, d / 2]."""
+    cos, sin = angles.cos().to(x), angles.sin().to(x)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class ContentAttention(nn.Module):
+    """Cross-attention of one spatial transformer onto the photo's tokens; adds nothing at the start of training."""
+
+    def __init__(
+        self, channels: int, token_width: int, heads: int, head_width: int, positions: str, operations: Any = nn
+    ):
+        super().__init__()
+        inner = heads * head_width
+        self.heads, self.head_width, self.positions = heads, head_width, positions
+        self.to_q = operations.Linear(channels, inner)
+        self.to_k = operations.Linear(token_width, inner)
+        self.to_v = operations.Linear(token_width, inner)
+        self.to_out = operations.Linear(inner, channels)
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+        if positions == "rope":
+            # the constant part of queries and keys carries the distance; equal phases: each place first looks at itself
+            for layer in (self.to_q, self.to_k):
+                with torch.no_grad():
+                    layer.bias.fill_(1.0)
+
+    def keys_values(self, tokens: torch.Tensor, grid: tuple[int, int]) -> KeysValues:
+        """Keys and values of the projected tokens [B, rows * columns, width]."""
+        k, v = heads_first(self.to_k(tokens), self.heads), heads_first(self.to_v(tokens), self.heads)
+        if self.positions == "rope":
+            k = rotate(k, rope_angles(grid_positions(*grid, device=k.device), self.head_width))
+        return KeysValues(k, v)
+
+    def forward(self, x: torch.Tensor, grid: tuple[int, int], image: KeysValues) -> torch.Tensor:
+        """The residual to add: [(b f), N, C] hidden states of a grid of N places -> the same shape; b as in `image`."""
+        clips = image.keys.shape[0]
+        q = heads_first(self.to_q(x), self.heads)
+        if self.positions == "rope":
+            q = rotate(q, rope_angles(grid_positions(*grid, device=q.device), self.head_width))
+        q = rearrange(q, "(b f) h n d -> b h (f n) d", b=clips)
+        out = self.to_out(attend(q, image.keys.to(q), image.values.to(q)))
+        return rearrange(out, "b (f n) c -> (b f) n c", n=x.shape[1])

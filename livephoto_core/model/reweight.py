@@ -1,0 +1,69 @@
+"""Text re-weighting: how much each token counts in each frame (paper section 3.5, figure 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from .attention import attend, heads_first
+
+START_WEIGHT_LOGIT = 1.5
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm transformer encoder layer over tokens: [B, L, D] -> [B, L, D]."""
+
+    def __init__(self, width: int, heads: int, operations: Any = nn):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = operations.LayerNorm(width)
+        self.to_q = operations.Linear(width, width)
+        self.to_k = operations.Linear(width, width)
+        self.to_v = operations.Linear(width, width)
+        self.to_out = operations.Linear(width, width)
+        self.norm2 = operations.LayerNorm(width)
+        self.ff_in = operations.Linear(width, 4 * width)
+        self.ff_out = operations.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm1(x)
+        q, k, v = (heads_first(layer(y), self.heads) for layer in (self.to_q, self.to_k, self.to_v))
+        x = x + self.to_out(attend(q, k, v))
+        return x + self.ff_out(F.gelu(self.ff_in(self.norm2(x))))
+
+
+class TextReweighter(nn.Module):
+    """Weights in 0..1 for each token and frame.
+
+    The last layer starts at weight zero and a bias above zero, so that every token starts with the same high weight: from a
+    random start all weights fall to zero within a hundred steps and no gradient brings them back.
+    """
+
+    def __init__(self, width: int, frames: int, layers: int, heads: int, operations: Any = nn):
+        super().__init__()
+        self.frames = frames
+        self.layers = nn.ModuleList([EncoderLayer(width, heads, operations) for _ in range(layers)])
+        self.norm = operations.LayerNorm(width)
+        self.to_frames = operations.Linear(width, frames)
+        nn.init.zeros_(self.to_frames.weight)
+        nn.init.constant_(self.to_frames.bias, START_WEIGHT_LOGIT)
+
+    def forward(self, text: torch.Tensor, frames: int) -> torch.Tensor:
+        """Text embeddings of one chunk [B, L, D] -> weights [B, F, L]; other frame counts are read between the learnt ones."""
+        x = text
+        for layer in self.layers:
+            x = layer(x)
+        logits = self.to_frames(self.norm(x))
+        if frames != self.frames:
+            logits = F.interpolate(logits, size=frames, mode="linear", align_corners=True)
+        return rearrange(torch.sigmoid(logits), "b l f -> b f l")
+
+
+def apply_weights(text: torch.Tensor, weights: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
+    """Text [B, L, D] under weights [B, F, L] -> a text a frame [(b f), L, D]. Strength 0 leaves the text as it is."""
+    factor = 1 + strength * (weights - 1)
+    return rearrange(text[:, None] * factor[..., None].to(text), "b f l d -> (b f) l d")
