@@ -25,8 +25,8 @@ from torch.nn.functional import interpolate, pad
 from .errors import LivePhotoError
 
 # Pictures through and through: left to itself, Pillow hands an EPS to Ghostscript and calls any MPEG an image.
-PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-ANIMATION_FORMATS = ("WEBP", "GIF", "PNG", "AVIF")
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+ANIMATION_FORMATS = ("WEBP", "GIF", "PNG")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FITS = ("crop", "pad", "stretch")
 # A folder of pictures and a file without a rate are taken for clips at this rate, that of AnimateDiff's clips.
@@ -154,7 +154,7 @@ def _read_picture(path: Path) -> np.ndarray:
             return _upright_rgb(image)
     except _PILLOW_ERRORS as error:
         raise LivePhotoError(
-            f"cannot read {path} as a picture ({_cause(error)}); give a whole JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+            f"cannot read {path} as a picture ({_cause(error)}); give a whole JPEG, PNG, WebP, GIF, BMP or TIFF"
         ) from error
 
 
@@ -213,7 +213,7 @@ def _natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 def _animation(path: Path, stop: int | None) -> tuple[Iterator[np.ndarray], float] | None:
-    """All frames of a webp, gif, png or avif and their rate; None if the file is none of these."""
+    """All frames of a webp, gif or png and their rate; None if the file is none of these."""
     try:
         image = Image.open(path, formats=ANIMATION_FORMATS)
     except _PILLOW_ERRORS:
