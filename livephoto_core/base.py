@@ -1,0 +1,367 @@
+"""The frozen model that an adapter sits on: VAE, text encoder, UNet, noise schedule, and the photo's patch encoder.
+
+Nothing is ever fetched: what a folder or a file lacks is asked for by name.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from .config import ContentShape, NoiseSchedule
+from .errors import LivePhotoError
+from .media import fit_image
+
+SD15_CONFIGS = Path(__file__).parent / "configs" / "sd15"
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+# ImageNet's statistics, as DINOv2's preprocessing has them
+_PHOTO_MEAN = (0.485, 0.456, 0.406)
+_PHOTO_STD = (0.229, 0.224, 0.225)
+_SINGLE_FILE_PREFIXES = {
+    "UNet": "model.diffusion_model.",
+    "VAE": "first_stage_model.",
+    "text encoder": "cond_stage_model.transformer.",
+}
+
+
+@dataclass
+class Base:
+    """A Stable Diffusion v1.5 model in its parts, in evaluation mode, float32, without gradients.
+
+    `schedule` and `prediction_type` ("epsilon" or "v_prediction") are those it was trained with. `image_encoder` is a
+    Dinov2Model, None where neither the folder nor the caller gave one.
+    """
+
+    vae: nn.Module
+    text_encoder: nn.Module
+    tokenizer: Any
+    unet: nn.Module
+    schedule: NoiseSchedule
+    prediction_type: str
+    image_encoder: nn.Module | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    def to(self, device: torch.device | str) -> Base:
+        """Move every part; returns itself."""
+        for part in (self.vae, self.text_encoder, self.unet, self.image_encoder):
+            if part is not None:
+                part.to(device)
+        return self
+
+
+def load_base(
+    path: str | Path, image_encoder: str | Path | None = None, tokenizer: str | Path | None = None
+) -> Base:
+    """Read a base model.
+
+    Args:
+        path: a folder in diffusers' layout (vae, text_encoder, tokenizer, unet, scheduler, perhaps image_encoder), or a
+            single-file SD1.5 checkpoint (.safetensors or .ckpt).
+        image_encoder: a folder with a DINOv2 model, instead of the folder's own.
+        tokenizer: a folder with a tokenizer, instead of the folder's own; a single file has none.
+
+    Raises:
+        LivePhotoError: a missing or damaged part, named, or a model that is not of SD1.5's layout.
+    """
+    path = Path(path)
+    if path.is_dir():
+        base = _load_folder(path, tokenizer)
+    elif path.is_file():
+        base = load_single_file(path, tokenizer)
+    else:
+        raise LivePhotoError(f"there is no base model at {path}: give a diffusers folder or a single-file SD1.5 checkpoint")
+    own = path / "image_encoder"
+    if image_encoder is None and own.is_dir():
+        image_encoder = own
+    if image_encoder is not None:
+        base.image_encoder = load_image_encoder(image_encoder)
+    return base
+
+
+def load_image_encoder(path: str | Path) -> nn.Module:
+    """Read a DINOv2 model (transformers' layout) from a folder.
+
+    Raises:
+        LivePhotoError: no such folder, or no whole DINOv2 in it.
+    """
+    from transformers import Dinov2Model
+
+    return _load_part(Dinov2Model, Path(path), "a DINOv2 image encoder")
+
+
+def encode_text(base: Base, texts: list[str]) -> torch.Tensor:
+    """Texts as the UNet's cross-attention sees them: last hidden state after the final norm [B, 77, D].
+
+    Padded with the tokenizer's own padding. A text that is too long is cut, and a warning names what was cut.
+    """
+    length = text_length(base)
+    for text in texts:
+        if lost := overlong_text(base, text):
+            warnings.warn(f"the text encoder reads {length} tokens, cut off: {lost!r}", stacklevel=2)
+    ids = base.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    return base.text_encoder(ids.to(base.device)).last_hidden_state
+
+
+def text_length(base: Base) -> int:
+    """Tokens that the text encoder reads, start and end included."""
+    return base.text_encoder.config.max_position_embeddings
+
+
+def overlong_text(base: Base, text: str) -> str:
+    """The end of a text that the text encoder has no room for; empty where it fits."""
+    ids = base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return base.tokenizer.decode(ids[text_length(base) - 2 :]) if len(ids) > text_length(base) - 2 else ""
+
+
+def encode_photo(base: Base, frames: torch.Tensor) -> torch.Tensor:
+    """Pictures [N, 3, S, S], 0..1, as latents [N, C, S / factor, S / factor] in the UNet's scale (the posterior's mean)."""
+    mean = base.vae.encode(2 * frames.to(base.device) - 1).latent_dist.mean
+    return mean * base.vae.config.scaling_factor
+
+
+def decode(base: Base, latents: torch.Tensor, slice: int = 8) -> torch.Tensor:
+    """Latents [N, C, h, w] as pictures [N, 3, S, S], 0..1; `slice` at a time, which bounds memory."""
+    parts = (latents / base.vae.config.scaling_factor).split(slice)
+    return torch.cat([(base.vae.decode(part).sample / 2 + 0.5).clamp(0, 1) for part in parts])
+
+
+def vae_factor(base: Base) -> int:
+    """Pixels a side of a latent pixel: 8 for SD1.5, 4 for the demo."""
+    return 2 ** (len(base.vae.config.block_out_channels) - 1)
+
+
+def photo_tokens(
+    image_encoder: nn.Module | None, photos: torch.Tensor, content: ContentShape
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Patch tokens of photos (paper section 3.2).
+
+    Args:
+        image_encoder: the DINOv2 that `content` names.
+        photos: [B, 3, H, W], 0..1; brought to content.image_size, square, and to ImageNet's mean and deviation.
+        content: the adapter's image branch.
+
+    Returns:
+        ([B, rows * columns, D], (rows, columns)), without the class token.
+
+    Raises:
+        LivePhotoError: no encoder, or not the one that the adapter was trained with.
+    """
+    if image_encoder is None:
+        raise LivePhotoError(
+            f"this LivePhoto checkpoint needs the image encoder {content.encoder}, and the base model has none: give its "
+            "folder with --image-encoder"
+        )
+    found = image_encoder.config.patch_size, image_encoder.config.hidden_size
+    if found != (content.patch_size, content.token_width):
+        raise LivePhotoError(
+            f"the image encoder has patches of {found[0]} px and width {found[1]}, the checkpoint was trained with "
+            f"{content.patch_size} px and {content.token_width}: give the folder of {content.encoder}"
+        )
+    parameter = next(image_encoder.parameters())
+    size = content.image_size
+    photos = fit_image(photos.to(parameter), size, size, "stretch")
+    mean, std = (rearrange(photos.new_tensor(v), "c -> c 1 1") for v in (_PHOTO_MEAN, _PHOTO_STD))
+    tokens = image_encoder((photos - mean) / std).last_hidden_state[:, 1:]
+    side = size // content.patch_size
+    return tokens, (side, side)
+
+
+def load_single_file(path: Path, tokenizer: str | Path | None, configs: Path = SD15_CONFIGS) -> Base:
+    """Read a checkpoint in Stable Diffusion's original layout; `configs` holds the parts' configs in diffusers' layout.
+
+    Raises:
+        LivePhotoError: not such a checkpoint, one of another family, one that lacks tensors, or no tokenizer given.
+    """
+    if tokenizer is None:
+        raise LivePhotoError(
+            f"{path} holds no tokenizer, as no single-file checkpoint does: give --tokenizer DIR, a folder with CLIP's "
+            "vocab.json and merges.txt (the tokenizer folder of any SD1.5 model in diffusers' layout)"
+        )
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    tensors = read_tensors(path)
+    _refuse_other_families(path, tensors, configs)
+    schedule, prediction_type = _read_scheduler(configs / "scheduler" / "scheduler_config.json")
+    return Base(
+        vae=_convert(AutoencoderKL, "VAE", path, tensors, configs / "vae"),
+        text_encoder=_convert_text_encoder(path, tensors, configs / "text_encoder"),
+        tokenizer=load_tokenizer(tokenizer),
+        unet=_convert(UNet2DConditionModel, "UNet", path, tensors, configs / "unet"),
+        schedule=schedule,
+        prediction_type="v_prediction" if "v_pred" in tensors else prediction_type,
+    )
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """Read a tokenizer from a folder.
+
+    Raises:
+        LivePhotoError: no such folder, or no tokenizer in it.
+    """
+    from transformers import AutoTokenizer
+
+    path = Path(path)
+    if not path.is_dir():
+        raise LivePhotoError(f"there is no tokenizer folder at {path}: give a folder with CLIP's vocab.json and merges.txt")
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:
+        raise LivePhotoError(
+            f"cannot read a tokenizer from {path} ({first_line(error)}): give a folder with CLIP's vocab.json and merges.txt"
+        ) from error
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file, or of a .ckpt, .pt, .pth or .bin one, read without running any code in it.
+
+    Raises:
+        LivePhotoError: a damaged file, or one that holds more than tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return load_file(path)
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise LivePhotoError(
+            f"{path} is not a checkpoint of tensors alone, and code in checkpoints is never run: give a .safetensors file"
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise LivePhotoError(f"cannot read {path} ({first_line(error)}): the file is damaged, get it again") from error
+    values = values.get("state_dict", values) if isinstance(values, dict) else {}
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of another library says, short enough for one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". :")[:200] if lines else type(error).__name__
+
+
+def _load_folder(path: Path, tokenizer: str | Path | None) -> Base:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    wanted = ["vae", "text_encoder", "unet", "scheduler"] + (["tokenizer"] if tokenizer is None else [])
+    missing = [name for name in wanted if not (path / name).is_dir()]
+    if missing:
+        raise LivePhotoError(
+            f"{path} lacks {', '.join(missing)}: give a folder in diffusers' layout (vae, text_encoder, tokenizer, unet, "
+            "scheduler) or a single-file checkpoint"
+        )
+    schedule, prediction_type = _read_scheduler(path / "scheduler" / "scheduler_config.json")
+    return Base(
+        vae=_load_part(AutoencoderKL, path / "vae", "a VAE"),
+        text_encoder=_load_part(CLIPTextModel, path / "text_encoder", "a CLIP text encoder"),
+        tokenizer=load_tokenizer(path / "tokenizer" if tokenizer is None else tokenizer),
+        unet=_load_part(UNet2DConditionModel, path / "unet", "an SD1.5 UNet"),
+        schedule=schedule,
+        prediction_type=prediction_type,
+    )
+
+
+def _load_part(kind: Any, folder: Path, what: str) -> nn.Module:
+    if not (folder / "config.json").is_file():
+        raise LivePhotoError(f"{folder} holds no config.json: give the folder of {what}")
+    try:
+        model, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    # the libraries raise almost anything for a damaged folder
+    except Exception as error:
+        raise LivePhotoError(
+            f"cannot load {what} from {folder} ({first_line(error)}): the folder is incomplete or damaged, get it again"
+        ) from error
+    missing = sorted(name for name in report["missing_keys"] if not name.endswith("position_ids"))
+    if missing:
+        raise LivePhotoError(f"{folder} lacks {len(missing)} tensors of {what}, such as {missing[0]}: get it again")
+    return _frozen(model)
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    return model.float().eval().requires_grad_(False)
+
+
+def _read_scheduler(path: Path) -> tuple[NoiseSchedule, str]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        schedule = NoiseSchedule(
+            values.get("beta_schedule", "linear"),
+            float(values["beta_start"]),
+            float(values["beta_end"]),
+            int(values.get("num_train_timesteps", 1000)),
+        )
+        prediction_type = values.get("prediction_type", "epsilon")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LivePhotoError(f"cannot read the noise schedule from {path} ({first_line(error)}): get the file again") from error
+    if schedule.kind not in ("linear", "scaled_linear") or prediction_type not in PREDICTION_TYPES:
+        raise LivePhotoError(
+            f"{path} asks for {schedule.kind!r} betas and {prediction_type!r}; known are linear and scaled_linear, "
+            f"{' and '.join(PREDICTION_TYPES)}: use an SD1.5 base"
+        )
+    return schedule, prediction_type
+
+
+def _refuse_other_families(path: Path, tensors: dict[str, torch.Tensor], configs: Path) -> None:
+    prefix = _SINGLE_FILE_PREFIXES["UNet"]
+    first = tensors.get(f"{prefix}input_blocks.0.0.weight")
+    text = tensors.get(f"{prefix}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight")
+    if first is None or any(name.startswith("conditioner.") for name in tensors):
+        raise LivePhotoError(f"{path} is not a single-file SD1.5 checkpoint ({len(tensors)} tensors): give an SD1.5 one")
+    wanted = json.loads((configs / "unet" / "config.json").read_text(encoding="utf-8"))
+    if first.shape[1] != wanted["in_channels"]:
+        raise LivePhotoError(
+            f"the UNet in {path} takes {first.shape[1]} channels, SD1.5 {wanted['in_channels']} (an inpainting model?): "
+            "give a plain SD1.5 checkpoint"
+        )
+    if text is None or text.shape[1] != wanted["cross_attention_dim"]:
+        width = "none" if text is None else text.shape[1]
+        raise LivePhotoError(
+            f"LivePhoto needs an SD1.5 model (cross-attention width {wanted['cross_attention_dim']}); {path} has {width}: "
+            "load an SD1.5 checkpoint"
+        )
+
+
+def _convert(kind: Any, part: str, path: Path, tensors: dict[str, torch.Tensor], config: Path) -> nn.Module:
+    prefix = _SINGLE_FILE_PREFIXES[part]
+    own = {name: value for name, value in tensors.items() if name.startswith(prefix)}
+    try:
+        model = kind.from_single_file(own, config=str(config), local_files_only=True)
+    # the converter raises KeyError, ValueError, RuntimeError or its own kind, by what is wrong
+    except Exception as error:
+        raise LivePhotoError(f"{path} holds no whole {part} ({type(error).__name__}: {first_line(error)}): get it again") from error
+    # the two layouts have the same tensors under other names; the converter leaves out what it does not find
+    lacking = len(model.state_dict()) - len(own)
+    if lacking > 0:
+        raise LivePhotoError(f"the {part} in {path} lacks {lacking} tensors: the file is damaged, get it again")
+    return _frozen(model)
+
+
+def _convert_text_encoder(path: Path, tensors: dict[str, torch.Tensor], config: Path) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    prefix = _SINGLE_FILE_PREFIXES["text encoder"]
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    model = CLIPTextModel(CLIPTextConfig.from_pretrained(config))
+    # newer transformers dropped the level "text_model"
+    if not any(name.startswith("text_model.") for name in model.state_dict()):
+        own = {name.removeprefix("text_model."): value for name, value in own.items()}
+    try:
+        missing, _ = model.load_state_dict(own, strict=False)
+    except RuntimeError as error:
+        raise LivePhotoError(f"the text encoder in {path} has tensors of other shapes: give an SD1.5 checkpoint") from error
+    missing = [name for name in missing if not name.endswith("position_ids")]
+    if missing:
+        raise LivePhotoError(f"the text encoder in {path} lacks {len(missing)} tensors, such as {missing[0]}: get it again")
+    return _frozen(model)

@@ -1,0 +1,217 @@
+"""Photo, text and level in, a clip out: LivePhoto without any other program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+
+from .base import (
+    Base,
+    decode,
+    encode_photo,
+    encode_text,
+    overlong_text,
+    photo_tokens,
+    text_length,
+    vae_factor,
+)
+from .conditioning import ClipCondition, even_levels
+from .config import AdapterConfig, NoiseSchedule
+from .diffusers_host import DiffusersHost
+from .errors import LivePhotoError
+from .intensity import check_level
+from .inversion import PRIOR_END, PRIOR_START, invert, prior_noise, prior_weights
+from .media import FITS, fit_image
+from .model.adapter import LivePhotoAdapter
+from .model.reweight import apply_weights
+from .schedule import betas
+
+MIN_SIZE, MAX_SIZE = 16, 2048
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a clip is made from, beside the photo.
+
+    `frames` and `size` (pixels a side) of None mean the checkpoint's. `cfg` 1 samples without guidance, in half the time.
+    `prior_start` and `prior_end` are the shares of the inverted photo in the first and the last frame's noise; both 0: none.
+    `reweight`, `image_strength` and `motion_strength` are 1 as trained, 0 is off.
+    """
+
+    text: str
+    intensity: float = 5.0
+    frames: int | None = None
+    steps: int = 20
+    cfg: float = 4.0
+    seed: int = 0
+    size: int | None = None
+    fit: str = "crop"
+    negative: str = ""
+    prior_start: float = PRIOR_START
+    prior_end: float = PRIOR_END
+    reweight: float = 1.0
+    image_strength: float = 1.0
+    motion_strength: float = 1.0
+
+
+def complete(settings: Settings, config: AdapterConfig) -> Settings:
+    """The settings with the checkpoint's frames and size filled in, all checked.
+
+    Raises:
+        LivePhotoError: a value out of its range, with the range.
+    """
+    settings = replace(
+        settings,
+        intensity=check_level(settings.intensity),
+        frames=config.frames if settings.frames is None else settings.frames,
+        size=config.size if settings.size is None else settings.size,
+    )
+    if not settings.text.strip():
+        raise LivePhotoError("the text is empty: say what moves, such as 'camera pans left'")
+    if not 2 <= settings.frames <= config.motion.max_frames:
+        raise LivePhotoError(f"a clip has 2 to {config.motion.max_frames} frames with this model, got {settings.frames}")
+    if settings.size % 8 or not MIN_SIZE <= settings.size <= MAX_SIZE:
+        near = min(MAX_SIZE, max(MIN_SIZE, round(settings.size / 8) * 8))
+        raise LivePhotoError(f"the size must be a multiple of 8 from {MIN_SIZE} to {MAX_SIZE}, got {settings.size}: try {near}")
+    if settings.fit not in FITS:
+        raise LivePhotoError(f"unknown fit {settings.fit!r}; choose one of {', '.join(FITS)}")
+    if not 1 <= settings.steps < config.schedule.timesteps:
+        raise LivePhotoError(f"steps must be 1 to {config.schedule.timesteps - 1}, got {settings.steps}: 20 is usual")
+    if not 0 <= settings.seed < 2**63:
+        raise LivePhotoError(f"the seed must be 0 to {2**63 - 1}, got {settings.seed}")
+    if not (math.isfinite(settings.cfg) and settings.cfg >= 1):
+        raise LivePhotoError(f"cfg must be a number from 1, got {settings.cfg}: 1 is without guidance")
+    for name in ("reweight", "image_strength", "motion_strength"):
+        if not math.isfinite(getattr(settings, name)):
+            raise LivePhotoError(f"{name} must be a number, got {getattr(settings, name)}: 1 is as trained")
+    prior_weights(settings.frames, settings.prior_start, settings.prior_end)
+    return settings
+
+
+class LivePhoto:
+    """An adapter on a base model.
+
+    Raises:
+        LivePhotoError: the adapter was not made for this base.
+    """
+
+    def __init__(self, base: Base, adapter: LivePhotoAdapter):
+        DiffusersHost(base.unet, adapter)
+        self.base, self.adapter = base, adapter
+
+    @torch.no_grad()
+    def animate(self, photo: torch.Tensor, settings: Settings, progress: Progress | None = None) -> torch.Tensor:
+        """A clip of the photo.
+
+        The noise is drawn on the CPU from the seed, so one machine gives the same clip again. The base's hooks are taken off again
+        at the end, whatever happens.
+
+        Args:
+            photo: [3, H, W], 0..1.
+            settings: see Settings.
+            progress: called with (steps done, steps in all).
+
+        Returns:
+            [F, 3, size, size], 0..1, on the CPU.
+
+        Raises:
+            LivePhotoError: a setting out of its range, a text that is empty or too long, or no image encoder.
+        """
+        base, config = self.base, self.adapter.config
+        settings = complete(settings, config)
+        self._check_texts(settings)
+        picture = fit_image(photo, settings.size, settings.size, settings.fit)[None].clamp(0, 1)
+        latent = encode_photo(base, picture)
+        tokens, grid = photo_tokens(base.image_encoder, picture, config.content)
+        levels = even_levels(settings.intensity, 1, settings.frames).to(base.device)
+        condition = ClipCondition(latent, tokens, grid, levels)
+        tick = _counter(progress, settings.steps * (2 if _has_prior(settings) else 1))
+        noise = self._noise(latent, settings, tick)
+        latents = self._sample(noise, condition, settings, tick)
+        return decode(base, rearrange(latents, "b f c h w -> (b f) c h w")).cpu()
+
+    def _check_texts(self, settings: Settings) -> None:
+        for text in (settings.text, settings.negative):
+            if lost := overlong_text(self.base, text):
+                shown = lost if len(lost) <= 40 else f"{lost[:40]}..."
+                raise LivePhotoError(
+                    f"the text has {len(text.split())} words, the text encoder reads {text_length(self.base)} tokens and would "
+                    f"lose {shown!r}: shorten the text"
+                )
+
+    def _noise(self, latent: torch.Tensor, settings: Settings, tick: Callable[[], object]) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(settings.seed)
+        noise = torch.randn(1, settings.frames, *latent.shape[1:], generator=generator).to(latent)
+        if not _has_prior(settings):
+            return noise
+        # alone, the base knows only its own schedule
+        empty = encode_text(self.base, [""])
+        inverted = invert(self.base, latent, self.base.schedule, settings.steps, empty, tick)
+        return prior_noise(noise, inverted, settings.prior_start, settings.prior_end)
+
+    def _text(self, settings: Settings) -> torch.Tensor:
+        """[(branches frames), L, D]: the text, or with guidance the negative text and the text."""
+        texts = [settings.text] if settings.cfg == 1 else [settings.negative, settings.text]
+        text = encode_text(self.base, texts)
+        return apply_weights(text, self.adapter.reweight(text, settings.frames), settings.reweight)
+
+    def _sample(
+        self, noise: torch.Tensor, condition: ClipCondition, settings: Settings, tick: Callable[[], object]
+    ) -> torch.Tensor:
+        """[1, F, C, h, w] latents out of noise."""
+        text = self._text(settings)
+        branches = len(text) // settings.frames
+        solver = sampler(self.adapter.config.schedule, self.base.prediction_type)
+        solver.set_timesteps(settings.steps)
+        host = DiffusersHost(self.base.unet, self.adapter, settings.image_strength, settings.motion_strength)
+        x = noise
+        with host, host.conditioned(condition.repeated(branches)):
+            for timestep in solver.timesteps:
+                batch = repeat(x, "1 f c h w -> (t f) c h w", t=branches)
+                output = self.base.unet(batch, timestep.to(batch.device), encoder_hidden_states=text).sample
+                output = rearrange(output, "(t f) c h w -> t 1 f c h w", t=branches)
+                output = output[0] if branches == 1 else output[0] + settings.cfg * (output[1] - output[0])
+                x = solver.step(output, timestep, x).prev_sample
+                tick()
+        return x
+
+
+def sampler(schedule: NoiseSchedule, prediction_type: str) -> Any:
+    """DPM-Solver++ (2M), diffusers' own, on a checkpoint's noise schedule with a base's prediction type."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=schedule.timesteps,
+        trained_betas=betas(schedule).float().numpy(),
+        prediction_type=prediction_type,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+    )
+
+
+def sizes(base: Base, config: AdapterConfig) -> str:
+    """How the checkpoint's pictures, latents and frames measure, for people."""
+    side = config.size // vae_factor(base)
+    return f"{config.frames} frames of {config.size}x{config.size} px, latents {side}x{side}"
+
+
+def _has_prior(settings: Settings) -> bool:
+    return settings.prior_start > 0 or settings.prior_end > 0
+
+
+def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return tick
