@@ -18,16 +18,26 @@ class ClipCondition:
     tokens: patch tokens of the reference photos [B, rows * columns, D], without the class token.
     grid: (rows, columns) of the tokens.
     levels: motion intensity [B, F], 1..10, a level for each frame.
+    places: the frames' numbers [F] in the clip of `length` frames they were taken from; None for a whole clip.
     """
 
     latent: torch.Tensor
     tokens: torch.Tensor
     grid: tuple[int, int]
     levels: torch.Tensor
+    places: torch.Tensor | None = None
+    length: int = 0
 
     @property
     def frames(self) -> int:
         return self.levels.shape[1]
+
+    @property
+    def position(self) -> torch.Tensor:
+        """The frame embedding [F] of these frames."""
+        if self.places is None:
+            return frame_embedding(self.frames)
+        return frame_embedding(self.length)[self.places]
 
     def repeated(self, times: int) -> ClipCondition:
         """The same clips `times` over, as a batch for classifier-free guidance has them."""
@@ -36,6 +46,8 @@ class ClipCondition:
             repeat(self.tokens, "b n d -> (t b) n d", t=times),
             self.grid,
             repeat(self.levels, "b f -> (t b) f", t=times),
+            self.places,
+            self.length,
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .conditioning import ClipCondition, frame_embedding, stem_channels
+from .conditioning import ClipCondition, stem_channels
 from .config import AdapterConfig, BaseShape
 from .errors import LivePhotoError
 from .model.adapter import LivePhotoAdapter
@@ -80,7 +80,6 @@ class DiffusersHost:
         self.image_strength, self.motion_strength = image_strength, motion_strength
         self._handles: list[Any] = []
         self._condition: ClipCondition | None = None
-        self._position: torch.Tensor | None = None
         self._photo: dict[str, KeysValues] = {}
 
     def __enter__(self) -> DiffusersHost:
@@ -108,18 +107,17 @@ class DiffusersHost:
         self._handles = []
 
     @contextmanager
-    def conditioned(self, condition: ClipCondition, position: torch.Tensor | None = None) -> Iterator[None]:
+    def conditioned(self, condition: ClipCondition) -> Iterator[None]:
         """Set what the clips in the batch are conditioned on; the photo's keys and values are computed here, once."""
-        self.condition(condition, position)
+        self.condition(condition)
         try:
             yield
         finally:
             self._condition, self._photo = None, {}
 
-    def condition(self, condition: ClipCondition, position: torch.Tensor | None = None) -> None:
+    def condition(self, condition: ClipCondition) -> None:
         """As `conditioned`, until the next call; training needs it, where the backward pass runs the hooks again."""
         self._condition = condition
-        self._position = frame_embedding(condition.frames) if position is None else position
         self._photo = self.adapter.photo_keys_values(condition.tokens, condition.grid)
 
     def _hook(self, name: str, function: Callable) -> None:
@@ -145,7 +143,7 @@ class DiffusersHost:
                 f"the reference latent is {tuple(condition.latent.shape[2:])}, the clip's {tuple(output.shape[2:])}: "
                 "encode the photo at the clip's size"
             )
-        channels = stem_channels(condition.latent, self._position, condition.levels)
+        channels = stem_channels(condition.latent, condition.position, condition.levels)
         return output + self.image_strength * self.adapter.stem(channels.to(output))
 
     def _motion_hook(self, name: str) -> Callable:
@@ -153,7 +151,7 @@ class DiffusersHost:
 
         def hook(_: nn.Module, args: tuple, output: Any) -> Any:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
-            moved = hidden + self.motion_strength * module(hidden, self._current().frames)
+            moved = hidden + self.motion_strength * module(hidden, self._current().frames, self._current().places)
             return moved if isinstance(output, torch.Tensor) else (moved, *output[1:])
 
         return hook

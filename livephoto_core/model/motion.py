@@ -24,14 +24,15 @@ def sinusoids(length: int, width: int) -> torch.Tensor:
 
 
 class PositionTable(nn.Module):
-    """Adds the first F rows of the table to [N, F, width]."""
+    """Adds the table's rows `places` [F] to [N, F, width]; the first F rows where none are given."""
 
     def __init__(self, length: int, width: int):
         super().__init__()
         self.register_buffer("pe", sinusoids(length, width))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.pe[:, : x.shape[1]].to(x)
+    def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+        rows = self.pe[:, : x.shape[1]] if places is None else self.pe[:, places]
+        return x + rows.to(x)
 
 
 class TemporalAttention(nn.Module):
@@ -46,8 +47,8 @@ class TemporalAttention(nn.Module):
         self.to_out = nn.ModuleList([operations.Linear(width, width)])
         self.pos_encoder = PositionTable(max_frames, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.pos_encoder(x)
+    def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.pos_encoder(x, places)
         q, k, v = (heads_first(layer(x), self.heads) for layer in (self.to_q, self.to_k, self.to_v))
         return self.to_out[0](attend(q, k, v))
 
@@ -90,9 +91,9 @@ class TemporalBlock(nn.Module):
         self.ff = FeedForward(width, operations)
         self.ff_norm = operations.LayerNorm(width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         for norm, attention in zip(self.norms, self.attention_blocks, strict=True):
-            x = x + attention(norm(x))
+            x = x + attention(norm(x), places)
         return x + self.ff(self.ff_norm(x))
 
 
@@ -119,12 +120,12 @@ class TemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, x: torch.Tensor, frames: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, frames: int, places: torch.Tensor | None = None) -> torch.Tensor:
         height, width = x.shape[2:]
         x = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=frames)
         x = self.proj_in(x)
         for block in self.transformer_blocks:
-            x = block(x)
+            x = block(x, places)
         return rearrange(self.proj_out(x), "(b h w) f c -> (b f) c h w", h=height, w=width)
 
 
@@ -146,6 +147,6 @@ class MotionModule(nn.Module):
             channels, heads, depth, attention_blocks, max_frames, groups, operations
         )
 
-    def forward(self, x: torch.Tensor, frames: int) -> torch.Tensor:
-        """The residual to add: [(b f), C, h, w] -> [(b f), C, h, w]."""
-        return self.temporal_transformer(x, frames)
+    def forward(self, x: torch.Tensor, frames: int, places: torch.Tensor | None = None) -> torch.Tensor:
+        """The residual to add: [(b f), C, h, w] -> [(b f), C, h, w]; `places` [F] are the frames' numbers in the clip."""
+        return self.temporal_transformer(x, frames, places)

@@ -1,0 +1,115 @@
+"""Which clips, which noise and which timesteps a step sees: a pure function of the seed and the step.
+
+Nothing here has a state to save, so a resumed run sees what the unbroken run would have seen, and two processes see together
+what one process sees at twice the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..conditioning import even_levels
+from ..intensity import level
+from .cache import CachedClips
+from .model import Batch
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    seed = 0
+    for number in numbers:
+        # a mixing step of splitmix64, so that neighbouring seeds and positions share nothing
+        seed = (seed ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        seed ^= seed >> 31
+    return torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+
+
+def clip_order(clips: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order [clips] of an epoch."""
+    return torch.randperm(clips, generator=_generator(seed, 1, epoch))
+
+
+def drawn_timesteps(step: int, batch: int, timesteps: int, seed: int) -> torch.Tensor:
+    """Stratified timesteps [batch]: one from each of `batch` equal parts of the schedule, in random order."""
+    generator = _generator(seed, 2, step)
+    parts = torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)
+    return (parts / batch * timesteps).long().clamp(max=timesteps - 1)
+
+
+def drawn_places(step: int, length: int, count: int, seed: int) -> torch.Tensor | None:
+    """`count` of a clip's frame numbers in order, the first always among them; None for all."""
+    if count in (0, length):
+        return None
+    others = torch.randperm(length - 1, generator=_generator(seed, 3, step))[: count - 1] + 1
+    return torch.cat([torch.zeros(1, dtype=torch.long), others.sort().values])
+
+
+class Batches:
+    """Batches out of cached clips. `text_ids` are the captions' token ids [clips, 77], `empty_ids` those of the empty text [77]."""
+
+    def __init__(
+        self,
+        clips: CachedClips,
+        indices: list[int],
+        text_ids: torch.Tensor,
+        empty_ids: torch.Tensor,
+        thresholds: tuple[float, ...],
+        batch: int,
+        seed: int,
+        text_drop: float,
+        frames_per_clip: int = 0,
+        timesteps: int = 1000,
+    ):
+        self.clips, self.indices = clips, indices
+        self.text_ids, self.empty_ids = text_ids, empty_ids
+        self.thresholds, self.batch, self.seed = thresholds, batch, seed
+        self.text_drop, self.frames_per_clip, self.timesteps = text_drop, frames_per_clip, timesteps
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def _picked(self, position: int) -> int:
+        """The clip at a position of the endless stream of epochs."""
+        epoch, place = divmod(position, len(self.indices))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, clip_order(len(self.indices), self.seed, epoch)
+        return self.indices[int(self._order[place])]
+
+    def step(self, step: int, rows: range | None = None) -> Batch:
+        """The batch of an optimizer step; `rows` picks this process's (or this accumulated part's) share of it."""
+        rows = rows or range(self.batch)
+        positions = [step * self.batch + r for r in rows]
+        indices = [self._picked(p) for p in positions]
+        timesteps = drawn_timesteps(step, self.batch, self.timesteps, self.seed)[list(rows)]
+        latents = self.clips.latents(indices)
+        length = latents.shape[1]
+        places = drawn_places(step, length, self.frames_per_clip, self.seed)
+        shape = (len(places) if places is not None else length, *latents.shape[2:])
+        noise = torch.stack([torch.randn(shape, generator=_generator(self.seed, 4, p)) for p in positions])
+        drops = [float(torch.rand((), generator=_generator(self.seed, 5, p))) < self.text_drop for p in positions]
+        text = torch.stack([self.empty_ids if d else self.text_ids[i] for d, i in zip(drops, indices, strict=True)])
+        levels = torch.cat([even_levels(level(float(self.clips.ssims[i]), self.thresholds), 1, length) for i in indices])
+        return Batch(
+            latents=latents,
+            noise=noise,
+            timesteps=timesteps,
+            text_ids=text,
+            tokens=self.clips.tokens(indices),
+            grid=self.clips.grid,
+            levels=levels if places is None else levels[:, places],
+            places=places,
+            length=length,
+        )
+
+    def fixed(self, indices: list[int], timestep: int) -> Batch:
+        """Whole clips under their texts at one timestep, with noise that never changes, for validation."""
+        latents = self.clips.latents(indices)
+        length = latents.shape[1]
+        return Batch(
+            latents=latents,
+            noise=torch.stack([torch.randn(latents.shape[1:], generator=_generator(self.seed, 6, i)) for i in indices]),
+            timesteps=torch.full((len(indices),), timestep),
+            text_ids=self.text_ids[indices],
+            tokens=self.clips.tokens(indices),
+            grid=self.clips.grid,
+            levels=torch.cat([even_levels(level(float(self.clips.ssims[i]), self.thresholds), 1, length) for i in indices]),
+            places=None,
+            length=length,
+        )

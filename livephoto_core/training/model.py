@@ -1,0 +1,131 @@
+"""One training step's arithmetic: from cached latents to the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange, repeat
+from torch import nn
+
+from ..conditioning import ClipCondition
+from ..config import NoiseSchedule
+from ..diffusers_host import DiffusersHost
+from ..model.adapter import LivePhotoAdapter
+from ..model.reweight import apply_weights
+from ..schedule import alphas_cumprod
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one step. latents [B, F, C, h, w], noise alike, timesteps [B], text ids [B, 77], places [F] as in ClipCondition."""
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    text_ids: torch.Tensor
+    tokens: torch.Tensor
+    grid: tuple[int, int]
+    levels: torch.Tensor
+    places: torch.Tensor | None
+    length: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **moved)
+
+    def condition(self, reference: torch.Tensor) -> ClipCondition:
+        """What the adapter is told; `reference` [B, C, h, w] is the whole clip's first frame."""
+        return ClipCondition(reference, self.tokens, self.grid, self.levels, self.places, self.length)
+
+
+def scale_of(values: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """A schedule's values [T] at timesteps [B], shaped to multiply latents [B, F, C, h, w]."""
+    return values.to(timesteps.device)[timesteps][:, None, None, None, None]
+
+
+def add_noise(latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise."""
+    return scale_of(alphas.sqrt(), timesteps) * latents + scale_of((1 - alphas).sqrt(), timesteps) * noise
+
+
+def target(
+    latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor, prediction: str
+) -> torch.Tensor:
+    """What the UNet is to predict: the noise, or v = sqrt(a_t) noise - sqrt(1 - a_t) x_0."""
+    if prediction == "epsilon":
+        return noise
+    return scale_of(alphas.sqrt(), timesteps) * noise - scale_of((1 - alphas).sqrt(), timesteps) * latents
+
+
+def predicted_latents(
+    noisy: torch.Tensor, output: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor, prediction: str
+) -> torch.Tensor:
+    """x_0 as the UNet's output implies it."""
+    signal, noise = scale_of(alphas.sqrt(), timesteps), scale_of((1 - alphas).sqrt(), timesteps)
+    if prediction == "epsilon":
+        return (noisy - noise * output) / signal
+    return signal * noisy - noise * output
+
+
+def motion_weights(latents: torch.Tensor, strength: float) -> torch.Tensor:
+    """Loss weights [B, F, 1, h, w] of mean 1: larger where a frame differs from the first (MotiF, arXiv 2412.16153)."""
+    change = (latents - latents[:, :1]).abs().mean(2, keepdim=True)
+    weights = 1 + strength * change / change.mean((1, 2, 3, 4), keepdim=True).clamp(min=1e-6)
+    return weights / weights.mean((1, 2, 3, 4), keepdim=True)
+
+
+class TrainingModel(nn.Module):
+    """UNet, adapter and, where the base trains too, the text encoder, as one module for the optimizer and for gradient averaging."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        adapter: LivePhotoAdapter,
+        text_encoder: nn.Module,
+        schedule: NoiseSchedule,
+        prediction: str,
+        freeze_base: bool,
+        motion_weight: float = 0.0,
+    ):
+        super().__init__()
+        self.unet, self.adapter, self.text_encoder = unet, adapter, text_encoder
+        self.prediction, self.motion_weight = prediction, motion_weight
+        self.register_buffer("alphas", alphas_cumprod(schedule), persistent=False)
+        for part in (unet, text_encoder):
+            part.requires_grad_(not freeze_base)
+        self.host = DiffusersHost(unet, adapter)
+        self.host.attach()
+
+    def predict(self, batch: Batch, noisy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """The UNet's output [B, F, C, h, w] for noisy latents."""
+        clips, frames = noisy.shape[:2]
+        self.host.condition(batch.condition(reference))
+        text = self.text_encoder(batch.text_ids).last_hidden_state
+        weights = self.adapter.reweight(text, self.adapter.config.frames)
+        if batch.places is not None:
+            weights = weights[:, batch.places]
+        output = self.unet(
+            rearrange(noisy, "b f c h w -> (b f) c h w"),
+            repeat(batch.timesteps, "b -> (b f)", f=frames),
+            apply_weights(text, weights),
+        ).sample
+        return rearrange(output, "(b f) c h w -> b f c h w", b=clips)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The loss of each clip [B] (paper section 4.1: plain mean square error)."""
+        latents, places = batch.latents, batch.places
+        reference = latents[:, 0]
+        if places is not None:
+            latents = latents[:, places]
+        noisy = add_noise(latents, batch.noise, self.alphas, batch.timesteps)
+        wanted = target(latents, batch.noise, self.alphas, batch.timesteps, self.prediction)
+        error = (self.predict(batch, noisy, reference).float() - wanted).square()
+        if self.motion_weight:
+            error = error * motion_weights(latents, self.motion_weight)
+        return error.mean((1, 2, 3, 4))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that train, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
