@@ -102,14 +102,13 @@ def check(config: AdapterConfig) -> None:
     Raises:
         LivePhotoError: names the field, its value and what it may be.
     """
-    if config.family != FAMILY:
-        raise LivePhotoError(
-            f"this is a LivePhoto checkpoint of the family {config.family!r}; only {FAMILY!r} is known here"
-        )
-    if config.format_version != FORMAT_VERSION:
-        raise LivePhotoError(
-            f"the checkpoint's format version is {config.format_version}, this code reads {FORMAT_VERSION}: update ComfyUI-LivePhoto"
-        )
+    _check_format(config.family, config.format_version)
+    for part in _PARTS:
+        _check_counts(getattr(config, part), f"{part}.")
+    _check_counts(config, "")
+    _check_divisible("motion.heads", config.motion.heads, config.base.block_channels)
+    _check_divisible("base.norm_groups", config.base.norm_groups, config.base.block_channels)
+    _check_divisible("reweight.heads", config.reweight.heads, (config.base.context_width,))
     if len(config.base.block_channels) != len(config.base.block_attention):
         raise LivePhotoError(
             f"base.block_channels has {len(config.base.block_channels)} levels, base.block_attention "
@@ -117,6 +116,11 @@ def check(config: AdapterConfig) -> None:
         )
     if config.schedule.kind not in ("linear", "scaled_linear"):
         raise LivePhotoError(f"schedule.kind is {config.schedule.kind!r}; use 'linear' or 'scaled_linear'")
+    if not 0 < config.schedule.beta_start <= config.schedule.beta_end < 1:
+        raise LivePhotoError(
+            f"schedule.beta_start is {config.schedule.beta_start}, beta_end {config.schedule.beta_end}; "
+            "they must rise between 0 and 1"
+        )
     if config.content.positions not in ("rope", "none"):
         raise LivePhotoError(f"content.positions is {config.content.positions!r}; use 'rope' or 'none'")
     if config.content.positions == "rope" and config.content.head_width % 4:
@@ -129,6 +133,30 @@ def check(config: AdapterConfig) -> None:
         raise LivePhotoError(
             f"ssim_thresholds must be nine falling SSIM values, got {list(thresholds)}: calibrate again"
         )
+
+
+def _check_format(family: Any, version: Any) -> None:
+    if family != FAMILY:
+        raise LivePhotoError(f"this is a LivePhoto checkpoint of the family {family!r}; only {FAMILY!r} is known here")
+    if version != FORMAT_VERSION:
+        raise LivePhotoError(
+            f"the checkpoint's format version is {version}, this code reads {FORMAT_VERSION}: update ComfyUI-LivePhoto"
+        )
+
+
+def _check_counts(part: Any, where: str) -> None:
+    for f in fields(part):
+        value = getattr(part, f.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if type(number) is int and number < 1:
+                raise LivePhotoError(f"{where}{f.name} is {number}; it must be 1 or more")
+
+
+def _check_divisible(name: str, divisor: int, widths: tuple[int, ...]) -> None:
+    for width in widths:
+        if width % divisor:
+            raise LivePhotoError(f"{name} is {divisor}, which does not divide the width {width}")
 
 
 def to_json(config: AdapterConfig) -> str:
@@ -157,6 +185,9 @@ def from_json(text: str) -> AdapterConfig:
         raise LivePhotoError(
             f"the checkpoint's config is not JSON ({error}): the file is damaged, get it again"
         ) from error
+    if isinstance(values, dict):
+        # Before the names: another family or a later version has names of its own.
+        _check_format(values.get("family", FAMILY), values.get("format_version", FORMAT_VERSION))
     return from_dict(values)
 
 
@@ -178,15 +209,26 @@ def _build(kind: type, values: Any, where: str) -> Any:
         raise LivePhotoError(f"{where} has unknown names {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     built = {}
     for name, value in values.items():
-        default = known[name].default
+        place = f"{where}.{name}"
         if name in _PARTS and kind is AdapterConfig:
-            value = _build(_PARTS[name], value, f"{where}.{name}")
-        elif isinstance(value, list):
-            value = tuple(value)
-        elif isinstance(default, (int, float, str)) and not isinstance(value, (type(default), int)):
-            raise LivePhotoError(f"{where}.{name} is {value!r}; it must be {type(default).__name__}")
-        built[name] = value
+            built[name] = _build(_PARTS[name], value, place)
+        else:
+            built[name] = _plain(value, known[name].default, place)
     return kind(**built)
+
+
+def _plain(value: Any, default: Any, where: str) -> Any:
+    """A value of the same type as the default; lists become tuples, whole numbers may stand for fractions."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        # The thresholds' default is empty.
+        like = default[0] if default else 0.0
+        return tuple(_plain(entry, like, f"{where}[{i}]") for i, entry in enumerate(value))
+    if type(value) is type(default):
+        return value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    kind = "list" if isinstance(default, tuple) else type(default).__name__
+    raise LivePhotoError(f"{where} is {value!r}; it must be of type {kind}")
 
 
 def motion_sites(base: BaseShape, mid_block: bool) -> dict[str, int]:
