@@ -7,6 +7,7 @@ a base model, `invert_sigmas` in noise levels, for hosts whose samplers work in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -56,7 +57,7 @@ def invert(
     timesteps = inversion_timesteps(schedule, steps)
     text = text.expand(len(latent), -1, -1)
     x = latent * kept[0].sqrt()
-    for now, after in zip(timesteps[:-1].tolist(), timesteps[1:].tolist(), strict=True):
+    for now, after in pairwise(timesteps.tolist()):
         output = base.unet(x, now, encoder_hidden_states=text).sample
         clean, noise = _clean_and_noise(x, output, kept[now], base.prediction_type)
         x = clean * kept[after].sqrt() + noise * (1 - kept[after]).sqrt()
@@ -89,7 +90,7 @@ def invert_sigmas(
     if not rising:
         raise LivePhotoError(f"inversion needs two or more sigmas that rise from above 0, got {sigmas.tolist()[:4]}")
     x = latent
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         x = x + (x - model(x, now)) / now * (after - now)
         if progress is not None:
             progress()

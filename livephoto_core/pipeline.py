@@ -18,7 +18,6 @@ from .base import (
     overlong_text,
     photo_tokens,
     text_length,
-    vae_factor,
 )
 from .conditioning import ClipCondition, even_levels
 from .config import AdapterConfig, NoiseSchedule
@@ -193,12 +192,6 @@ def sampler(schedule: NoiseSchedule, prediction_type: str) -> Any:
         algorithm_type="dpmsolver++",
         solver_order=2,
     )
-
-
-def sizes(base: Base, config: AdapterConfig) -> str:
-    """How the checkpoint's pictures, latents and frames measure, for people."""
-    side = config.size // vae_factor(base)
-    return f"{config.frames} frames of {config.size}x{config.size} px, latents {side}x{side}"
 
 
 def _has_prior(settings: Settings) -> bool:

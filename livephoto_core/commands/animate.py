@@ -1,0 +1,100 @@
+"""`livephoto animate`: a photo, a text and one or more levels into one file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import __version__
+from ..errors import LivePhotoError
+from ..media import read_image
+from ..media_write import check_clip_suffix, contact_sheet, write_clip, write_picture
+from ..pipeline import Settings, complete
+from .model_files import DEMO, ModelFiles, load_model, read_model_config
+
+
+def animate(
+    photo: str | Path,
+    out: str | Path,
+    settings: Settings,
+    levels: Sequence[float],
+    files: ModelFiles,
+    fps: float = 8.0,
+    device: str = "cpu",
+) -> Path:
+    """Animate a photo at each level and write one file, with everything that made it in the metadata.
+
+    One level gives a clip, or as .png its contact sheet. Several give a sheet with a row a level, or in another format one
+    clip with the levels side by side in the order given. All levels start from the same noise.
+
+    Returns:
+        The path written.
+
+    Raises:
+        LivePhotoError: anything wrong with photo, settings, model or output; what can be checked is checked before any model
+            is loaded.
+    """
+    out = Path(out)
+    check_output(out)
+    picture = read_image(photo)
+    config = read_model_config(files)
+    runs = [complete(replace(settings, intensity=level), config) for level in levels]
+    model = load_model(files, device)
+    with tqdm(total=0, desc="animate", unit="step") as bar:
+        clips = [model.animate(picture, run, _shown(bar, index, len(runs))) for index, run in enumerate(runs)]
+    _write(clips, runs, out, fps, _record(photo, runs, files))
+    return out
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output that could not be written, before the long work.
+
+    Raises:
+        LivePhotoError: an unknown suffix, no such folder, or no permission.
+    """
+    check_clip_suffix(path)
+    folder = path.parent
+    if not folder.is_dir():
+        raise LivePhotoError(f"cannot write {path}: there is no folder {folder}; create the folder first")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise LivePhotoError(f"cannot write {path}: permission denied or a folder; choose a file you can write to")
+
+
+def _shown(bar: tqdm, index: int, count: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        bar.total = total * count
+        bar.n = total * index + done
+        bar.refresh()
+
+    return progress
+
+
+def _write(clips: list[Tensor], runs: list[Settings], out: Path, fps: float, record: dict) -> None:
+    if len(clips) == 1:
+        write_clip(clips[0], out, fps, record)
+    elif out.suffix.lower() == ".png":
+        write_picture(contact_sheet(clips, [f"{run.intensity:g}" for run in runs]), out, record)
+    else:
+        write_clip(torch.cat(clips, dim=-1), out, fps, record)
+
+
+def _record(photo: str | Path, runs: list[Settings], files: ModelFiles) -> dict:
+    """What made the file; names without folders, so that the bytes do not depend on where things lie."""
+    levels = [run.intensity for run in runs]
+    record = {
+        **asdict(runs[0]),
+        "intensity": levels[0] if len(levels) == 1 else levels,
+        "photo": Path(photo).name,
+        "model": Path(files.adapter).name,
+        "base": DEMO if files.base is None else Path(files.base).name,
+        "livephoto": __version__,
+    }
+    if files.loras:
+        record.update(loras=[Path(lora).name for lora in files.loras], lora_strength=files.lora_strength)
+    return record

@@ -1,0 +1,100 @@
+"""Which files a model's name on the command line stands for, and loading them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import AdapterConfig
+from ..errors import LivePhotoError
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Files of a model: adapter checkpoint and base, and what stands in for parts of the base or is added to it.
+
+    `adapter` is "demo" or a checkpoint; the demo brings its base along.
+    """
+
+    adapter: str | Path = DEMO
+    base: str | Path | None = None
+    image_encoder: str | Path | None = None
+    tokenizer: str | Path | None = None
+    loras: Sequence[str | Path] = ()
+    lora_strength: float = 1.0
+
+    @property
+    def adapter_path(self) -> Path:
+        """The checkpoint's path.
+
+        Raises:
+            LivePhotoError: the demo is asked for and did not come with this installation.
+        """
+        if self.adapter != DEMO:
+            return Path(self.adapter)
+        path = DEMO_FOLDER / "adapter.safetensors"
+        if not path.is_file():
+            raise LivePhotoError(f"the demo model is not in this installation ({path}): install it whole, or give --model FILE")
+        return path
+
+    @property
+    def base_path(self) -> Path:
+        """The base model's path.
+
+        Raises:
+            LivePhotoError: none was given for a checkpoint other than the demo's.
+        """
+        if self.base is not None:
+            return Path(self.base)
+        if self.adapter == DEMO:
+            return DEMO_FOLDER
+        raise LivePhotoError(
+            f"{self.adapter} needs a base model: give --base with an SD1.5 folder in diffusers' layout or a single-file checkpoint"
+        )
+
+
+def read_model_config(files: ModelFiles) -> AdapterConfig:
+    """The checkpoint's config alone.
+
+    Raises:
+        LivePhotoError: as checkpoint.read_config.
+    """
+    from ..checkpoint import read_config
+
+    return read_config(files.adapter_path)
+
+
+def load_model_base(files: ModelFiles):
+    """The base model with its LoRAs, on the CPU.
+
+    Raises:
+        LivePhotoError: as base.load_base and lora.apply_lora.
+    """
+    from ..base import load_base
+    from ..lora import apply_lora
+
+    base = load_base(files.base_path, files.image_encoder, files.tokenizer)
+    for lora in files.loras:
+        apply_lora(base, lora, files.lora_strength)
+    return base
+
+
+def load_model(files: ModelFiles, device: str):
+    """The whole model as a pipeline.LivePhoto on a device.
+
+    Raises:
+        LivePhotoError: a missing, damaged or unfitting file, or a device that is not there.
+    """
+    from ..checkpoint import load_adapter
+    from ..pipeline import LivePhoto
+
+    adapter = load_adapter(files.adapter_path)
+    base = load_model_base(files)
+    try:
+        return LivePhoto(base.to(device), adapter.to(device))
+    except (RuntimeError, AssertionError) as error:
+        raise LivePhotoError(f"cannot use the device {device!r} ({str(error).splitlines()[0]}): try --device cpu") from error
