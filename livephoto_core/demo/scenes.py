@@ -117,7 +117,7 @@ def render(scene: Scene, speed: float, frames: int, size: int) -> torch.Tensor:
     return F.avg_pool2d(picture, OVERSAMPLE).clamp(0, 1)
 
 
-def speed_for(scene: Scene, dissimilarity: float, frames: int, size: int, rounds: int = 3) -> float:
+def speed_for(scene: Scene, dissimilarity: float, frames: int, size: int, rounds: int = 2) -> float:
     """A speed whose clip has about `dissimilarity` = 1 - SSIM (mean over adjacent frames), within the motion's range.
 
     Secant steps on the logarithms: 1 - SSIM grows nearly as a power of the speed.

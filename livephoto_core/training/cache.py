@@ -14,7 +14,7 @@ from safetensors import safe_open
 from ..errors import LivePhotoError
 from ..files import atomic_path
 
-SHARD = 64
+SHARD = 32
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class EncodedClip:
 def write_shard(path: Path, clips: list[EncodedClip]) -> None:
     """Store clips of one size, whole or not at all; halves keep eleven bits, a tenth of the noise at the last step."""
     tensors = {
-        "latents": torch.stack([c.latents for c in clips]).half(),
-        "tokens": torch.stack([c.tokens for c in clips]).half(),
+        "latents": torch.stack([c.latents for c in clips]).half().contiguous(),
+        "tokens": torch.stack([c.tokens for c in clips]).half().contiguous(),
         "ssim": torch.tensor([c.ssim for c in clips]),
     }
     metadata = {"captions": json.dumps([c.caption for c in clips]), "grid": json.dumps(clips[0].grid)}

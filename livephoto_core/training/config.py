@@ -89,7 +89,8 @@ def run_from_dict(values: dict[str, Any]) -> RunConfig:
         known_data = {f.name for f in fields(DataConfig)}
         unknown = sorted(set(values["data"]) - known_data)
         if unknown:
-            raise LivePhotoError(f"the training config's data has unknown names {', '.join(unknown)}; known: {', '.join(known_data)}")
+            known = ", ".join(sorted(known_data))
+            raise LivePhotoError(f"the training config's data has unknown names {', '.join(unknown)}; known: {known}")
         values["data"] = DataConfig(**values["data"])
     if "sample_texts" in values:
         values["sample_texts"] = tuple(values["sample_texts"])

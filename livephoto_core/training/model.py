@@ -77,7 +77,7 @@ def motion_weights(latents: torch.Tensor, strength: float) -> torch.Tensor:
 
 
 class TrainingModel(nn.Module):
-    """UNet, adapter and, where the base trains too, the text encoder, as one module for the optimizer and for gradient averaging."""
+    """UNet, adapter and text encoder as one module, for the optimizer and for averaging gradients over processes."""
 
     def __init__(
         self,

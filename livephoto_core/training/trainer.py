@@ -160,6 +160,8 @@ def fit(model: TrainingModel, batches: Batches, held_out: list[int], run: RunCon
     if run.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     model.train()
+    # thin convolutions run faster so, on a CPU and on a GPU
+    model.unet.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(parameter_groups(model, run), betas=(0.9, 0.99), weight_decay=run.weight_decay)
     model.to(accelerator.device)
     average = Average(model.trained(), run.ema)

@@ -1,0 +1,283 @@
+"""The trainer on a tiny base: what a step sees, what resuming gives, what two processes give."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from livephoto_core.checkpoint import load_adapter
+from livephoto_core.config import to_json
+from livephoto_core.errors import LivePhotoError
+from livephoto_core.media_write import write_clip
+from livephoto_core.schedule import alphas_cumprod
+from livephoto_core.training.batches import Batches, drawn_places, drawn_timesteps
+from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
+from livephoto_core.training.config import RunConfig, load_run, run_from_dict
+from livephoto_core.training.model import add_noise, motion_weights, predicted_latents, target
+from livephoto_core.training.run import prepare, train
+from livephoto_core.training.trainer import learning_rate
+
+FRAMES, CLIPS = 2, 12
+THRESHOLDS = (0.99, 0.97, 0.94, 0.9, 0.85, 0.8, 0.7, 0.6, 0.4)
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    generator = torch.Generator().manual_seed(0)
+    words = ("left", "right", "up", "down")
+    cache_stream(
+        folder,
+        (
+            EncodedClip(
+                torch.randn(FRAMES, 12, 8, 8, generator=generator),
+                torch.randn(64, 24, generator=generator),
+                (8, 8),
+                float(s),
+                f"camera pans {words[i % 4]}",
+            )
+            for i, s in enumerate(np.linspace(0.3, 0.999, CLIPS))
+        ),
+    )
+    return folder
+
+
+@pytest.fixture
+def run_file(tmp_path, cache_folder, tiny_base_folder, tiny_adapter_file):
+    """A run's config file; keyword arguments replace values."""
+
+    def write(name="run", **values):
+        config = {
+            "base": str(tiny_base_folder),
+            "out": str(tmp_path / name),
+            "start_adapter": str(tiny_adapter_file),
+            "data": {"kind": "cache", "path": str(cache_folder), "held_out": 2},
+            "steps": 6,
+            "batch": 4,
+            "learning_rate": 1e-3,
+            "warmup": 2,
+            "save_every": 2,
+            "validate_every": 3,
+            **values,
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(config))
+        return path
+
+    return write
+
+
+def weights(folder):
+    return load_adapter(folder / "adapter.safetensors").state_dict()
+
+
+def batches_of(folder, batch, text_drop=0.5, frames_per_clip=0):
+    clips = CachedClips(folder)
+    ids = torch.arange(len(clips))[:, None].expand(-1, 77) + 100
+    empty = torch.zeros(77, dtype=torch.long)
+    return Batches(clips, list(range(len(clips))), ids, empty, THRESHOLDS, batch, 0, text_drop, frames_per_clip)
+
+
+def test_parts_of_a_step_are_the_step(cache_folder):
+    whole = batches_of(cache_folder, 4).step(5)
+    parts = [batches_of(cache_folder, 4).step(5, range(first, first + 2)) for first in (0, 2)]
+    for name in ("latents", "noise", "timesteps", "text_ids", "tokens", "levels"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts])), name
+
+
+def test_an_epoch_sees_every_clip_once(cache_folder):
+    batches = batches_of(cache_folder, 4, text_drop=0)
+    seen = torch.cat([batches.step(s).text_ids[:, 0] for s in range(CLIPS // 4)])
+    assert sorted(seen.tolist()) == list(range(100, 100 + CLIPS))
+
+
+def test_timesteps_are_stratified_and_text_is_dropped_as_often_as_told(cache_folder):
+    for step in range(20):
+        parts = drawn_timesteps(step, 8, 1000, 0) * 8 // 1000
+        assert sorted(parts.tolist()) == list(range(8))
+    batches = batches_of(cache_folder, 12)
+    dropped = torch.stack([(batches.step(s).text_ids[:, 0] == 0).float().mean() for s in range(40)]).mean()
+    assert 0.4 < dropped < 0.6
+
+
+def test_levels_follow_the_clips_own_ssim(cache_folder):
+    batch = batches_of(cache_folder, 12, text_drop=0).step(0)
+    by_clip = dict(zip(batch.text_ids[:, 0].tolist(), batch.levels[:, 0].tolist(), strict=True))
+    levels = [by_clip[100 + i] for i in range(CLIPS)]
+    assert levels == sorted(levels, reverse=True) and levels[0] == 10 and levels[-1] == 1
+
+
+def test_drawn_frames_keep_the_first_and_the_order():
+    places = drawn_places(3, 16, 8, 0)
+    assert len(places) == 8 and places[0] == 0 and torch.equal(places, places.unique())
+    assert drawn_places(3, 16, 0, 0) is None and drawn_places(3, 16, 16, 0) is None
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_perfect_prediction_gives_the_clean_latents(prediction, tiny_base):
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(2, 3, 4, 5, 6, generator=generator) for _ in range(2))
+    alphas, timesteps = alphas_cumprod(tiny_base.schedule), torch.tensor([10, 700])
+    noisy = add_noise(latents, noise, alphas, timesteps)
+    wanted = target(latents, noise, alphas, timesteps, prediction)
+    torch.testing.assert_close(predicted_latents(noisy, wanted, alphas, timesteps, prediction), latents, atol=1e-4, rtol=0)
+
+
+def test_motion_weights_have_mean_one_and_stress_what_moves():
+    latents = torch.zeros(1, 2, 3, 4, 4)
+    latents[0, 1, :, 0, 0] = 1
+    found = motion_weights(latents, 2.0)
+    assert found.mean() == pytest.approx(1) and found[0, 1, 0, 0, 0] > 10 * found[0, 1, 0, 3, 3]
+
+
+def test_training_lowers_the_loss_and_leaves_a_frozen_base_alone(run_file, tmp_path, tiny_base_folder):
+    model, batches, _ = prepare(load_run(run_file()))
+    before = {name: p.clone() for name, p in model.unet.state_dict().items()}
+    batch = batches.step(0)
+    first = model(batch).mean().item()
+    optimizer = torch.optim.Adam(model.trained().values(), lr=3e-3)
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = model(batch).mean()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.9 * first
+    assert all(name.startswith("adapter.") for name in model.trained())
+    assert all(torch.equal(before[name], p) for name, p in model.unet.state_dict().items())
+
+
+def test_a_base_that_trains_is_saved_beside_the_adapter(run_file, tmp_path, tiny_base_folder):
+    train(run_file(freeze_base=False, steps=2))
+    out = tmp_path / "run"
+    assert (out / "unet" / "config.json").is_file() and (out / "text_encoder" / "config.json").is_file()
+    model, _, _ = prepare(load_run(run_file(freeze_base=False)))
+    assert {n.split(".")[0] for n in model.trained()} == {"adapter", "unet", "text_encoder"}
+
+
+def test_gradient_checkpointing_and_accumulation_change_nothing(run_file, tmp_path):
+    for name, values in {"plain": {}, "parts": {"accumulate": 2}, "checkpointed": {"gradient_checkpointing": True}}.items():
+        train(run_file(name, steps=3, **values))
+    plain = weights(tmp_path / "plain")
+    for other in ("parts", "checkpointed"):
+        for key, value in weights(tmp_path / other).items():
+            torch.testing.assert_close(value, plain[key], atol=2e-3, rtol=0, msg=f"{other} {key}")
+
+
+def cli(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "livephoto_core.cli", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def test_killed_and_resumed_is_unbroken(run_file, tmp_path):
+    unbroken = run_file("unbroken", steps=40)
+    assert cli("train", unbroken).wait(120) == 0
+    broken = run_file("broken", steps=40)
+    process = cli("train", broken)
+    state = tmp_path / "broken" / "state.pt"
+    deadline = time.monotonic() + 100
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "broken" / "adapter.safetensors").exists(), "the run ended before it was killed"
+    assert 0 < torch.load(state, weights_only=True)["step"] < 40
+    assert cli("train", broken, "--resume").wait(120) == 0
+    expected = weights(tmp_path / "unbroken")
+    for key, value in weights(tmp_path / "broken").items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_two_processes_give_the_gradients_of_one(run_file, tmp_path):
+    train(run_file("one", steps=2, clip_gradients=0.0))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "livephoto_core.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    config = str(run_file("two", steps=2, clip_gradients=0.0))
+    done = subprocess.run([*command, "train", config], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    one, two = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("one", "two"))
+    moments = [{i: s["exp_avg"] for i, s in state["optimizer"]["state"].items()} for state in (one, two)]
+    assert moments[0].keys() == moments[1].keys() and moments[0]
+    for index, first in moments[0].items():
+        torch.testing.assert_close(moments[1][index], first, atol=1e-5 * float(first.abs().max()) + 1e-9, rtol=1e-3)
+
+
+def test_clips_in_a_folder_are_cached_once_and_bad_ones_named(tmp_path, tiny_base_folder, tiny_adapter_file, capsys):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    rows = ["path,caption"]
+    for i in range(11):
+        frames = torch.rand(1, 3, 8, 8).repeat(3, 1, 8, 8)
+        write_clip(frames + 0.05 * i * torch.arange(3)[:, None, None, None] / 3, clips / f"{i}.gif", settings={})
+        rows.append(f"{i}.gif,camera pans left")
+    (clips / "broken.gif").write_bytes(b"GIF89a, but no more")
+    rows.append("broken.gif,broken")
+    (clips / "clips.csv").write_text("\n".join(rows))
+    run = run_from_dict(
+        {
+            "base": str(tiny_base_folder),
+            "out": str(tmp_path / "out"),
+            "start_adapter": str(tiny_adapter_file),
+            "data": {"kind": "folder", "path": str(clips), "held_out": 1},
+            "batch": 2,
+        }
+    )
+    _, batches, held_out = prepare(run)
+    assert "broken.gif" in capsys.readouterr().out
+    assert len(batches.clips) == 11 and held_out == [0]
+    stamp = (tmp_path / "out" / "cache" / "finished.txt").stat().st_mtime_ns
+    prepare(run)
+    assert (tmp_path / "out" / "cache" / "finished.txt").stat().st_mtime_ns == stamp
+
+
+def test_learning_rate_rises_holds_and_falls():
+    run = RunConfig(base="x", steps=100, warmup=10, decay_from=0.5)
+    assert learning_rate(0, run) == pytest.approx(0.1)
+    assert learning_rate(30, run) == 1
+    assert learning_rate(99, run) < 0.06
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({}, "names no base"),
+        ({"base": "b", "bach": 3}, "unknown names bach"),
+        ({"base": "b", "mixed_precision": "int8"}, "int8"),
+        ({"base": "b", "batch": 5, "accumulate": 2}, "not a multiple"),
+        ({"base": "b", "text_drop": 1.5}, "1.5"),
+        ({"base": "b", "data": {"kind": "zip"}}, "zip"),
+        ({"base": "b", "frames_per_clip": 99}, "99"),
+    ],
+)
+def test_bad_values_are_named(values, words):
+    with pytest.raises(LivePhotoError, match=words):
+        run_from_dict(values)
+
+
+def test_bad_files_are_named(tmp_path):
+    (tmp_path / "a.toml").write_text("steps = ")
+    (tmp_path / "a.json").write_text("{}")
+    for name, words in {"none.toml": "no training config", "a.toml": "not TOML", "a.json": "ends in"}.items():
+        with pytest.raises(LivePhotoError, match=words):
+            load_run(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LivePhotoError, match="no cached clips"):
+        CachedClips(tmp_path / "empty")
+
+
+def test_resuming_nothing_says_so(run_file):
+    with pytest.raises(LivePhotoError, match="nothing to resume"):
+        train(run_file(), resume=True)
+
+
+def test_the_exported_adapter_knows_its_thresholds(run_file, tmp_path):
+    train(run_file(steps=1))
+    adapter = load_adapter(tmp_path / "run" / "adapter.safetensors")
+    assert adapter.config.ssim_thresholds == THRESHOLDS
+    assert "ssim_thresholds" in to_json(adapter.config)
