@@ -210,7 +210,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     _quiet_libraries()
-    from .training.trainer import train
+    from .training.run import train
 
     train(options.config, options.resume)
 
