@@ -1,0 +1,1 @@
+"""Where training clips come from: folders with a CSV, webdataset shards."""
