@@ -62,6 +62,7 @@ class RunConfig:
     save_every: int = 500
     validate_every: int = 500
     sample_every: int = 0
+    sample_cfg: float = 4.0
     sample_texts: tuple[str, ...] = ()
 
 

@@ -21,6 +21,7 @@ from .batches import Batches
 from .cache import CachedClips, EncodedClip, cache_stream
 from .config import DataConfig, RunConfig, load_run
 from .model import TrainingModel
+from .samples import Sampler
 from .trainer import fit
 
 
@@ -79,8 +80,8 @@ def token_ids_of(tokenizer: Any, texts: list[str], length: int) -> torch.Tensor:
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
-def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int]]:
-    """The model, the batches and the held-out clips of a run."""
+def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]:
+    """The model, the batches, the held-out clips and the sheet drawer of a run."""
     base = load_base(run.base)
     adapter = build_adapter(run)
     config = adapter.config
@@ -108,7 +109,8 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int]]:
         run.frames_per_clip,
         config.schedule.timesteps,
     )
-    return model, batches, list(range(held_out))
+    sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)
+    return model, batches, list(range(held_out)), sampler
 
 
 def train(config: str | Path, resume: bool = False) -> None:
@@ -118,5 +120,5 @@ def train(config: str | Path, resume: bool = False) -> None:
         LivePhotoError: the config, the base or the data cannot be used; nothing to resume.
     """
     run = load_run(Path(config))
-    model, batches, held_out = prepare(run)
-    fit(model, batches, held_out, run, resume)
+    model, batches, held_out, sampler = prepare(run)
+    fit(model, batches, held_out, run, resume, sampler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,14 @@ def export(model: TrainingModel, folder: Path, thresholds: tuple[float, ...]) ->
             half.half().save_pretrained(folder / name)
 
 
-def fit(model: TrainingModel, batches: Batches, held_out: list[int], run: RunConfig, resume: bool, sample: Any = None) -> None:
+def fit(
+    model: TrainingModel,
+    batches: Batches,
+    held_out: list[int],
+    run: RunConfig,
+    resume: bool,
+    sample: Callable[[TrainingModel, int], object],
+) -> None:
     """Train to `run.steps`, logging, validating, sampling and saving as the run says.
 
     `sample(model, step)` is called with the averaged weights every `run.sample_every` steps.
@@ -202,7 +210,7 @@ def fit(model: TrainingModel, batches: Batches, held_out: list[int], run: RunCon
             for name, value in errors.items():
                 writer.add_scalar(f"validation/{name}", value, now)
             tqdm.write(json.dumps({"step": now, **{k: round(v, 4) for k, v in errors.items()}}))
-        if sample and accelerator.is_main_process and run.sample_every and now % run.sample_every == 0:
+        if accelerator.is_main_process and held_out and run.sample_every and now % run.sample_every == 0:
             with AveragedWeights(model, average):
                 model.eval()
                 sample(model, now)

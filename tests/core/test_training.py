@@ -137,7 +137,7 @@ def test_motion_weights_have_mean_one_and_stress_what_moves():
 
 
 def test_training_lowers_the_loss_and_leaves_a_frozen_base_alone(run_file, tmp_path, tiny_base_folder):
-    model, batches, _ = prepare(load_run(run_file()))
+    model, batches, *_ = prepare(load_run(run_file()))
     before = {name: p.clone() for name, p in model.unet.state_dict().items()}
     batch = batches.step(0)
     first = model(batch).mean().item()
@@ -156,7 +156,7 @@ def test_a_base_that_trains_is_saved_beside_the_adapter(run_file, tmp_path, tiny
     train(run_file(freeze_base=False, steps=2))
     out = tmp_path / "run"
     assert (out / "unet" / "config.json").is_file() and (out / "text_encoder" / "config.json").is_file()
-    model, _, _ = prepare(load_run(run_file(freeze_base=False)))
+    model, *_ = prepare(load_run(run_file(freeze_base=False)))
     assert {n.split(".")[0] for n in model.trained()} == {"adapter", "unet", "text_encoder"}
 
 
@@ -228,12 +228,21 @@ def test_clips_in_a_folder_are_cached_once_and_bad_ones_named(tmp_path, tiny_bas
             "batch": 2,
         }
     )
-    _, batches, held_out = prepare(run)
+    _, batches, held_out, _ = prepare(run)
     assert "broken.gif" in capsys.readouterr().out
     assert len(batches.clips) == 11 and held_out == [0]
     stamp = (tmp_path / "out" / "cache" / "finished.txt").stat().st_mtime_ns
     prepare(run)
     assert (tmp_path / "out" / "cache" / "finished.txt").stat().st_mtime_ns == stamp
+
+
+def test_sample_sheets_are_drawn_and_the_hooks_are_back(run_file, tmp_path, cache_folder):
+    model, batches, _, sampler = prepare(load_run(run_file(sample_cfg=1.0)))
+    batch = batches.step(0)
+    before = model(batch)
+    sampler(model, 7)
+    assert (tmp_path / "run" / "samples" / "step-000007.png").stat().st_size > 1000
+    assert torch.equal(model(batch), before)
 
 
 def test_learning_rate_rises_holds_and_falls():
