@@ -190,13 +190,14 @@ def load_single_file(path: Path, tokenizer: str | Path | None, configs: Path = S
         )
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
+    words = load_tokenizer(tokenizer)
     tensors = read_tensors(path)
     _refuse_other_families(path, tensors, configs)
     schedule, prediction_type = _read_scheduler(configs / "scheduler" / "scheduler_config.json")
     return Base(
         vae=_convert(AutoencoderKL, "VAE", path, tensors, configs / "vae"),
         text_encoder=_convert_text_encoder(path, tensors, configs / "text_encoder"),
-        tokenizer=load_tokenizer(tokenizer),
+        tokenizer=words,
         unet=_convert(UNet2DConditionModel, "UNet", path, tensors, configs / "unet"),
         schedule=schedule,
         prediction_type="v_prediction" if "v_pred" in tensors else prediction_type,
