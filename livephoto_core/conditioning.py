@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange, repeat
 
+from .config import AdapterConfig
 from .errors import LivePhotoError
 
 
@@ -48,6 +49,34 @@ class ClipCondition:
             repeat(self.levels, "b f -> (t b) f", t=times),
             self.places,
             self.length,
+        )
+
+
+def check_condition(condition: ClipCondition, config: AdapterConfig) -> None:
+    """Refuse a condition that an adapter with this config cannot take.
+
+    Raises:
+        LivePhotoError: names what does not fit, both numbers and what to do.
+    """
+    channels, width, places = condition.latent.shape[1], condition.tokens.shape[2], condition.tokens.shape[1]
+    if channels != config.base.latent_channels:
+        raise LivePhotoError(
+            f"the reference latent has {channels} channels, the LivePhoto checkpoint's base has {config.base.latent_channels}: "
+            "encode the photo with that base's VAE"
+        )
+    if width != config.content.token_width:
+        raise LivePhotoError(
+            f"the photo's tokens are {width} wide, the LivePhoto checkpoint needs {config.content.token_width}: "
+            f"encode the photo with {config.content.encoder}"
+        )
+    if places != condition.grid[0] * condition.grid[1]:
+        raise LivePhotoError(
+            f"the photo has {places} tokens, its grid is {condition.grid[0]}x{condition.grid[1]}: leave out the class token"
+        )
+    if condition.frames > config.motion.max_frames:
+        raise LivePhotoError(
+            f"the clip has {condition.frames} frames, the LivePhoto checkpoint takes {config.motion.max_frames} at once: "
+            "ask for fewer"
         )
 
 

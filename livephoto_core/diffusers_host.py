@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .conditioning import ClipCondition, stem_channels
+from .conditioning import ClipCondition, check_condition, stem_channels
 from .config import AdapterConfig, BaseShape
 from .errors import LivePhotoError
 from .model.adapter import LivePhotoAdapter
@@ -117,6 +117,7 @@ class DiffusersHost:
 
     def condition(self, condition: ClipCondition) -> None:
         """As `conditioned`, until the next call; training needs it, where the backward pass runs the hooks again."""
+        check_condition(condition, self.adapter.config)
         self._condition = condition
         self._photo = self.adapter.photo_keys_values(condition.tokens, condition.grid)
 
@@ -142,6 +143,12 @@ class DiffusersHost:
             raise LivePhotoError(
                 f"the reference latent is {tuple(condition.latent.shape[2:])}, the clip's {tuple(output.shape[2:])}: "
                 "encode the photo at the clip's size"
+            )
+        clips, frames = condition.levels.shape
+        if output.shape[0] != clips * frames:
+            raise LivePhotoError(
+                f"the UNet was called with {output.shape[0]} frames, the condition is for {clips} clips of {frames}: "
+                "see ClipCondition.repeated"
             )
         channels = stem_channels(condition.latent, condition.position, condition.levels)
         return output + self.image_strength * self.adapter.stem(channels.to(output))
