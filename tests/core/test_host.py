@@ -1,0 +1,231 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from livephoto_core.conditioning import ClipCondition
+from livephoto_core.config import AdapterConfig
+from livephoto_core.diffusers_host import DiffusersHost, base_shape, check_fit, grid_of
+from livephoto_core.errors import LivePhotoError
+from livephoto_core.model.adapter import LivePhotoAdapter
+
+
+def inputs(clips=1, frames=4, seed=7):
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randn(clips * frames, 4, 8, 8, generator=generator)
+    text = torch.randn(clips * frames, 5, 24, generator=generator)
+    return sample, 300, text
+
+
+def call(unet, arguments):
+    with torch.no_grad():
+        return unet(*arguments).sample
+
+
+def with_adapter(unet, adapter, condition, arguments, **strengths):
+    host = DiffusersHost(unet, adapter, **strengths)
+    with host, host.conditioned(condition):
+        return call(unet, arguments)
+
+
+def test_every_part_has_an_effect(tiny_unet, tiny_adapter, tiny_condition):
+    base = call(tiny_unet, inputs())
+    whole = with_adapter(tiny_unet, tiny_adapter, tiny_condition(), inputs())
+    assert (whole - base).abs().max() > 0.05
+    for part in ("stem", "motion", "content"):
+        silenced = copy.deepcopy(tiny_adapter)
+        with torch.no_grad():
+            for parameter in getattr(silenced, part).parameters():
+                parameter.zero_()
+        assert (with_adapter(tiny_unet, silenced, tiny_condition(), inputs()) - whole).abs().max() > 1e-3, part
+
+
+def test_fresh_adapter_leaves_the_base_as_it_is(tiny_unet, tiny_config, tiny_condition):
+    base = call(tiny_unet, inputs())
+    fresh = with_adapter(tiny_unet, LivePhotoAdapter(tiny_config), tiny_condition(), inputs())
+    assert (fresh - base).abs().max() <= 1e-6
+
+
+def test_strength_zero_leaves_the_base_as_it_is(tiny_unet, tiny_adapter, tiny_condition):
+    base = call(tiny_unet, inputs())
+    silent = with_adapter(tiny_unet, tiny_adapter, tiny_condition(), inputs(), image_strength=0.0, motion_strength=0.0)
+    assert (silent - base).abs().max() <= 1e-6
+    for strengths in ({"image_strength": 0.0}, {"motion_strength": 0.0}):
+        assert (with_adapter(tiny_unet, tiny_adapter, tiny_condition(), inputs(), **strengths) - base).abs().max() > 1e-3
+
+
+def test_detached_unet_is_bit_identical(tiny_unet, tiny_adapter, tiny_condition):
+    before, state = call(tiny_unet, inputs()), copy.deepcopy(tiny_unet.state_dict())
+    assert not torch.equal(with_adapter(tiny_unet, tiny_adapter, tiny_condition(), inputs()), before)
+    assert torch.equal(call(tiny_unet, inputs()), before)
+    after = tiny_unet.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(after[name], state[name]) for name in state)
+
+
+def test_state_dict_is_the_bases_own_while_attached(tiny_unet, tiny_adapter):
+    names = list(tiny_unet.state_dict())
+    with DiffusersHost(tiny_unet, tiny_adapter):
+        assert list(tiny_unet.state_dict()) == names
+
+
+def test_error_inside_detaches(tiny_unet, tiny_adapter, tiny_condition):
+    before = call(tiny_unet, inputs())
+    host = DiffusersHost(tiny_unet, tiny_adapter)
+    with pytest.raises(KeyboardInterrupt), host, host.conditioned(tiny_condition()):
+        raise KeyboardInterrupt
+    assert torch.equal(call(tiny_unet, inputs()), before)
+
+
+def test_attaching_twice_is_attaching_once(tiny_unet, tiny_adapter, tiny_condition):
+    before = call(tiny_unet, inputs())
+    host = DiffusersHost(tiny_unet, tiny_adapter)
+    host.attach()
+    with host.conditioned(tiny_condition()):
+        once = call(tiny_unet, inputs())
+        host.attach()
+        assert torch.equal(call(tiny_unet, inputs()), once)
+    host.detach()
+    host.detach()
+    assert torch.equal(call(tiny_unet, inputs()), before)
+
+
+def test_two_clips_at_once_are_two_single_runs(tiny_unet, tiny_adapter, tiny_condition):
+    both, (sample, timestep, text) = tiny_condition(2), inputs(2)
+    together = with_adapter(tiny_unet, tiny_adapter, both, (sample, timestep, text))
+    for clip in range(2):
+        rows = slice(clip * 4, clip * 4 + 4)
+        one = ClipCondition(both.latent[clip, None], both.tokens[clip, None], both.grid, both.levels[clip, None])
+        alone = with_adapter(tiny_unet, tiny_adapter, one, (sample[rows], timestep, text[rows]))
+        assert (together[rows] - alone).abs().max() < 1e-5
+
+
+def test_guidance_batch_is_the_clip_twice(tiny_unet, tiny_adapter, tiny_condition):
+    sample, timestep, text = inputs()
+    once = with_adapter(tiny_unet, tiny_adapter, tiny_condition(), (sample, timestep, text))
+    doubled = (sample.repeat(2, 1, 1, 1), timestep, text.repeat(2, 1, 1))
+    twice = with_adapter(tiny_unet, tiny_adapter, tiny_condition().repeated(2), doubled)
+    assert (twice - once.repeat(2, 1, 1, 1)).abs().max() < 1e-5
+
+
+def test_photo_is_projected_once_for_all_frames_and_steps(tiny_unet, tiny_adapter, tiny_condition):
+    """Image tokens are never repeated for each frame: their keys and values depend on the photo alone."""
+    sizes = []
+    site = tiny_adapter.content[tiny_adapter.content.names[0]]
+    watch = site.to_k.register_forward_hook(lambda module, arguments, output: sizes.append(tuple(output.shape)))
+    host = DiffusersHost(tiny_unet, tiny_adapter)
+    with host, host.conditioned(tiny_condition(2)):
+        for _ in range(3):
+            call(tiny_unet, inputs(2))
+    watch.remove()
+    assert sizes == [(2, 6, 16)]
+
+
+def test_frames_of_a_longer_clip(tiny_unet, tiny_adapter, tiny_condition):
+    """All places given by number are the whole clip; other places give something else."""
+    whole = tiny_condition()
+    numbered = dataclasses.replace(whole, places=torch.arange(4), length=4)
+    expected = with_adapter(tiny_unet, tiny_adapter, whole, inputs())
+    assert torch.equal(with_adapter(tiny_unet, tiny_adapter, numbered, inputs()), expected)
+    later = dataclasses.replace(whole, places=torch.arange(4) + 4, length=8)
+    assert (with_adapter(tiny_unet, tiny_adapter, later, inputs()) - expected).abs().max() > 1e-3
+
+
+def adapter_gradients(unet, adapter, condition):
+    unet.requires_grad_(False)
+    adapter.zero_grad()
+    host = DiffusersHost(unet, adapter)
+    host.attach()
+    host.condition(condition)
+    unet(*inputs()).sample.square().mean().backward()
+    host.detach()
+    return {name: p.grad.clone() for name, p in adapter.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_unet, tiny_adapter, tiny_condition):
+    tiny_unet.train()
+    plain = adapter_gradients(tiny_unet, tiny_adapter, tiny_condition())
+    tiny_unet.enable_gradient_checkpointing()
+    checkpointed = adapter_gradients(tiny_unet, tiny_adapter, tiny_condition())
+    expected = {name for name, _ in tiny_adapter.named_parameters() if not name.startswith("reweight.")}
+    assert set(plain) == set(checkpointed) == expected
+    for name, gradient in plain.items():
+        assert torch.allclose(gradient, checkpointed[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_fresh_adapter_can_learn(tiny_unet, tiny_config, tiny_condition):
+    """Zero-initialised is not dead: each part's last layer has a gradient."""
+    gradients = adapter_gradients(tiny_unet, LivePhotoAdapter(tiny_config), tiny_condition())
+    last = [name for name in gradients if name.endswith(("proj_out.weight", "to_out.weight", "stem.conv.weight"))]
+    assert len(last) > len(tiny_config.base.block_channels)
+    assert all(gradients[name].abs().max() > 0 for name in last if "attention_blocks" not in name)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "places", "grid"),
+    [(8, 8, 64, (8, 8)), (8, 8, 4, (2, 2)), (8, 12, 24, (4, 6)), (9, 9, 25, (5, 5)), (6, 10, 1, (1, 1))],
+)
+def test_grid_of_a_level(height, width, places, grid):
+    assert grid_of(places, height, width) == grid
+
+
+def test_places_of_no_level():
+    with pytest.raises(LivePhotoError, match="no level of a 10x6 latent has 7 places: use a size divisible by 8"):
+        grid_of(7, 6, 10)
+
+
+def test_latent_that_is_not_square(tiny_unet, tiny_adapter, tiny_condition):
+    condition = dataclasses.replace(tiny_condition(), latent=torch.randn(1, 4, 8, 12))
+    sample, timestep, text = inputs()
+    wide = torch.cat([sample, sample[..., :4]], -1)
+    assert with_adapter(tiny_unet, tiny_adapter, condition, (wide, timestep, text)).shape == (4, 4, 8, 12)
+
+
+def test_reference_latent_of_another_size(tiny_unet, tiny_adapter, tiny_condition):
+    condition = dataclasses.replace(tiny_condition(), latent=torch.zeros(1, 4, 16, 16))
+    with pytest.raises(LivePhotoError, match=r"is \(16, 16\), the clip's \(8, 8\): encode the photo at the clip's size"):
+        with_adapter(tiny_unet, tiny_adapter, condition, inputs())
+
+
+def test_unet_called_without_a_photo(tiny_unet, tiny_adapter, tiny_condition):
+    host = DiffusersHost(tiny_unet, tiny_adapter)
+    with host:
+        with pytest.raises(LivePhotoError, match="no photo: set one with"):
+            call(tiny_unet, inputs())
+        with host.conditioned(tiny_condition()):
+            call(tiny_unet, inputs())
+        with pytest.raises(LivePhotoError, match="no photo: set one with"):
+            call(tiny_unet, inputs())
+
+
+def test_unet_called_with_other_frames(tiny_unet, tiny_adapter, tiny_condition):
+    with pytest.raises(LivePhotoError, match="called with 8 frames, the condition is for 1 clips of 4"):
+        with_adapter(tiny_unet, tiny_adapter, tiny_condition(), inputs(2))
+
+
+def test_tokens_of_another_encoder(tiny_unet, tiny_adapter, tiny_condition):
+    condition = dataclasses.replace(tiny_condition(), tokens=torch.zeros(1, 6, 768))
+    with pytest.raises(LivePhotoError, match="768 wide, the LivePhoto checkpoint needs 12"):
+        with_adapter(tiny_unet, tiny_adapter, condition, inputs())
+
+
+def test_shape_is_read_off_the_unet(tiny_unet, tiny_config):
+    assert base_shape(tiny_unet) == tiny_config.base
+    with torch.device("meta"):
+        assert base_shape(UNet2DConditionModel(cross_attention_dim=768)) == AdapterConfig().base
+
+
+def test_sdxl_is_told_from_sd15():
+    sdxl = dataclasses.replace(AdapterConfig().base, block_channels=(320, 640, 1280), context_width=2048)
+    with pytest.raises(LivePhotoError) as raised:
+        check_fit(AdapterConfig(), sdxl)
+    expected = "LivePhoto needs an SD1.5 model (cross-attention width 768); this one has 2048: load an SD1.5 checkpoint"
+    assert str(raised.value) == expected
+
+
+def test_other_base_is_refused_before_any_hook(tiny_unet, tiny_config):
+    base = dataclasses.replace(tiny_config.base, block_channels=(16, 48))
+    with pytest.raises(LivePhotoError, match=r"with block_channels \(16, 48\); this one has \(16, 32\): load the base"):
+        DiffusersHost(tiny_unet, LivePhotoAdapter(dataclasses.replace(tiny_config, base=base)))
