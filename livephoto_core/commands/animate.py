@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -42,12 +43,15 @@ def animate(
     """
     out = Path(out)
     check_output(out)
+    if not (math.isfinite(fps) and fps > 0):
+        raise LivePhotoError(f"the frame rate must be a number above 0, got {fps}; 8 is the default")
     picture = read_image(photo)
     config = read_model_config(files)
     runs = [complete(replace(settings, intensity=level), config) for level in levels]
     model = load_model(files, device)
-    with tqdm(total=0, desc="animate", unit="step") as bar:
-        clips = [model.animate(picture, run, _shown(bar, index, len(runs))) for index, run in enumerate(runs)]
+    # the delay keeps the bar away until a first step is done: what is refused before that stays one line
+    with tqdm(desc="animate", unit="step", delay=1e-3, mininterval=0) as bar:
+        clips = [model.animate(picture, run, _shown(bar, len(runs))) for run in runs]
     _write(clips, runs, out, fps, _record(photo, runs, files))
     return out
 
@@ -66,11 +70,10 @@ def check_output(path: Path) -> None:
         raise LivePhotoError(f"cannot write {path}: permission denied or a folder; choose a file you can write to")
 
 
-def _shown(bar: tqdm, index: int, count: int) -> Callable[[int, int], None]:
+def _shown(bar: tqdm, clips: int) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
-        bar.total = total * count
-        bar.n = total * index + done
-        bar.refresh()
+        bar.total = total * clips
+        bar.update()
 
     return progress
 

@@ -1,0 +1,171 @@
+"""The command line from its arguments to its files."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from livephoto_core.checkpoint import load_adapter, read_config, read_metadata
+from livephoto_core.cli import main
+from livephoto_core.intensity import calibrate, clip_ssim
+from livephoto_core.media import read_clip
+from livephoto_core.media_write import read_settings, write_clip
+
+
+@pytest.fixture
+def model(tiny_base_folder, tiny_adapter_file):
+    return ["--model", str(tiny_adapter_file), "--base", str(tiny_base_folder)]
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.effect_noise((80, 60), 60).convert("RGB").save(path)
+    return str(path)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A folder of twelve clips, from still to strong motion."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(12, 4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for index in range(12):
+        write_clip(picture + index / 40 * (noise[index] - 0.5), folder / f"clip{index:02}.webp")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webp", ".gif", ".png"])
+def test_animate(photo, model, tmp_path, capsys, suffix):
+    out = tmp_path / f"out{suffix}"
+    assert main(["animate", photo, "camera pans left", "--steps", "1", "--seed", "3", *model, "-o", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    settings = read_settings(out)
+    assert (settings["text"], settings["seed"], settings["steps"], settings["intensity"]) == ("camera pans left", 3, 1, 5.0)
+    assert (settings["frames"], settings["size"], settings["cfg"]) == (2, 64, 4.0)
+    assert settings["model"] == "tiny.safetensors"
+    if suffix != ".png":
+        assert read_clip(out).frames.shape == (2, 3, 64, 64)
+    assert sorted(os.listdir(tmp_path)) == sorted(["photo.png", out.name])
+
+
+def test_levels_as_a_sheet_and_side_by_side(photo, model, tmp_path):
+    common = ["animate", photo, "still", "--steps", "1", "--intensity", "1,3.5,10", *model]
+    assert main([*common, "-o", str(tmp_path / "sheet.png")]) == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > 3 * 128
+    assert main([*common, "-o", str(tmp_path / "side.webp")]) == 0
+    assert read_clip(tmp_path / "side.webp").frames.shape == (2, 3, 64, 192)
+    assert read_settings(tmp_path / "side.webp")["intensity"] == [1.0, 3.5, 10.0]
+
+
+def test_same_seed_same_bytes(photo, model, tmp_path):
+    """In processes of their own, so that no state is shared."""
+    outs = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    for out in outs:
+        arguments = ["animate", photo, "camera pans left", "--steps", "2", *model, "-o", str(out)]
+        done = subprocess.run([sys.executable, "-m", "livephoto_core.cli", *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "animate" in done.stderr, "a progress bar is shown"
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+
+
+def test_measure_of_what_animate_wrote(photo, model, tmp_path, capsys):
+    out = tmp_path / "out.webp"
+    main(["animate", photo, "still", "--steps", "1", *model, "-o", str(out)])
+    capsys.readouterr()
+    assert main(["measure", str(out), "--json", *model[:2]]) == 0
+    [result] = json.loads(capsys.readouterr().out)
+    assert result["frames"] == 2, "its frames are already a training stride apart"
+    assert result["ssim"] == pytest.approx(clip_ssim(read_clip(out).frames).item(), abs=1e-6)
+    assert 1 <= result["level"] <= 10
+    assert main(["measure", str(out), *model[:2]]) == 0
+    assert capsys.readouterr().out.startswith("clip")
+
+
+def test_inspect(tiny_adapter_file, tiny_base_folder, capsys):
+    assert main(["inspect", str(tiny_adapter_file)]) == 0
+    shown = capsys.readouterr().out
+    for part in ("sd15", "2 frames of 64x64 px", "scaled_linear", "0.9900", "motion modules", "made by"):
+        assert part in shown
+    text = "the red circle spins"
+    assert main(["inspect", str(tiny_adapter_file), "--base", str(tiny_base_folder), "--text", text]) == 0
+    bars = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split()[0] for line in bars] == text.split()
+    assert all(0 <= float(line.split()[1]) <= 1 for line in bars)
+    assert main(["inspect", str(tiny_adapter_file), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["config"]["frames"] == 2
+    assert sum(described["parameters"].values()) == sum(p.numel() for p in load_adapter(tiny_adapter_file).parameters())
+
+
+def test_inspect_a_clip(photo, model, tmp_path, capsys):
+    out = tmp_path / "out.gif"
+    main(["animate", photo, "still", "--steps", "1", *model, "-o", str(out)])
+    capsys.readouterr()
+    assert main(["inspect", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "still"
+
+
+def test_calibrate_prints_the_thresholds(clips, capsys):
+    (clips / "broken.mp4").write_bytes(b"no video")
+    assert main(["calibrate", str(clips), "--frames", "4", "--stride", "1", "--size", "32"]) == 0
+    printed = capsys.readouterr()
+    expected = calibrate(clip_ssim(read_clip(path).frames).item() for path in sorted(clips.glob("*.webp")))
+    found = json.loads(printed.out.splitlines()[-1].removeprefix("ssim_thresholds = "))
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert "1 clip skipped" in printed.err
+    assert "broken.mp4" in printed.err
+
+
+def test_calibrate_writes_into_a_checkpoint(clips, tiny_adapter_file, tiny_base_folder, tmp_path, capsys):
+    checkpoint = tmp_path / "adapter.safetensors"
+    checkpoint.write_bytes(tiny_adapter_file.read_bytes())
+    before, config = load_adapter(checkpoint).state_dict(), read_config(checkpoint)
+    assert main(["calibrate", str(clips), "--write", str(checkpoint), "--stride", "1"]) == 0
+    after = read_config(checkpoint)
+    assert after.ssim_thresholds != config.ssim_thresholds
+    assert len(after.ssim_thresholds) == 9
+    assert (after.base, after.motion, after.size) == (config.base, config.motion, config.size)
+    assert all(torch.equal(value, before[name]) for name, value in load_adapter(checkpoint).state_dict().items())
+    assert read_metadata(checkpoint) == {"made by": "tests"}
+    arguments = ["calibrate", str(clips), "--write", str(checkpoint), "--stride", "1", "--base", str(tiny_base_folder)]
+    assert main(arguments) == 0
+    assert read_config(checkpoint).ssim_thresholds != after.ssim_thresholds, "as the VAE restores the clips"
+
+
+def test_calibrate_by_a_csv(clips, capsys):
+    rows = [f"{path.name},a clip" for path in sorted(clips.glob("*.webp"))]
+    (clips / "clips.csv").write_text("\n".join(["path,caption", *rows]))
+    common = ["--frames", "4", "--stride", "1", "--size", "32"]
+    assert main(["calibrate", str(clips), *common]) == 0
+    by_folder = capsys.readouterr().out
+    assert main(["calibrate", str(clips / "clips.csv"), *common]) == 0
+    assert capsys.readouterr().out == by_folder
+
+
+def test_lora_changes_the_clip(photo, model, tmp_path):
+    from safetensors.torch import save_file
+
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v"
+    pair = {f"{name}.lora_down.weight": torch.randn(2, 24), f"{name}.lora_up.weight": torch.randn(16, 2)}
+    save_file(pair, tmp_path / "lora.safetensors")
+    common = ["animate", photo, "still", "--steps", "1", *model]
+    main([*common, "-o", str(tmp_path / "plain.png")])
+    assert main([*common, "--lora", str(tmp_path / "lora.safetensors"), "-o", str(tmp_path / "lora.png")]) == 0
+    assert read_settings(tmp_path / "lora.png")["loras"] == ["lora.safetensors"]
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "lora.png") as changed:
+        assert plain.tobytes() != changed.tobytes()
+
+
+def test_version_and_help(capsys):
+    for arguments in (["--version"], ["--help"], ["animate", "--help"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+    assert "CONFIG" in capsys.readouterr().out
