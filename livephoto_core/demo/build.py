@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -124,9 +125,10 @@ def assemble(base: Path, trained: Path, out: Path) -> None:
 
 
 def launch(processes: int, *module: str) -> None:
-    """Run a module under accelerate on the CPU, one thread a process: two such beat one with two threads by far."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    subprocess.run([*command, "--num_cpu_threads_per_process", "1", "-m", *module], check=True)
+    """Run a module in several processes of one thread: two such beat one process with two threads by far."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run([*command, "-m", *module], env=environment, check=True)
 
 
 def build(out: Path, vae_steps: int, patch_steps: int, clips: int, still_steps: int, steps: int, processes: int) -> None:

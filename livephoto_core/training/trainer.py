@@ -165,6 +165,8 @@ def fit(
         )
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        parameters = sum(p.numel() for p in model.trained().values())
+        print(f"{accelerator.num_processes} processes, {share} clips each, {parameters:,} parameters")
     if run.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     model.train()

@@ -194,13 +194,23 @@ def test_killed_and_resumed_is_unbroken(run_file, tmp_path):
         assert torch.equal(value, expected[key]), key
 
 
-def test_two_processes_give_the_gradients_of_one(run_file, tmp_path):
+LAUNCHERS = {
+    # on a CPU accelerate's own launcher starts one process, whatever number it is given; torch's starts two
+    "accelerate": ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_several_processes_give_the_gradients_of_one(launcher, run_file, tmp_path):
     train(run_file("one", steps=2, clip_gradients=0.0))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "livephoto_core.cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     config = str(run_file("two", steps=2, clip_gradients=0.0))
-    done = subprocess.run([*command, "train", config], env=environment, capture_output=True)
+    command = [sys.executable, *LAUNCHERS[launcher], "-m", "livephoto_core.cli", "train", config]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
+    if launcher == "torchrun":
+        assert b"2 processes" in done.stdout
     one, two = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("one", "two"))
     moments = [{i: s["exp_avg"] for i, s in state["optimizer"]["state"].items()} for state in (one, two)]
     assert moments[0].keys() == moments[1].keys() and moments[0]
