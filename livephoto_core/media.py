@@ -35,7 +35,9 @@ DEFAULT_FPS = 8.0
 RECORD_KEY = "livephoto"
 XMP_NAMESPACE = "urn:livephoto"
 # What Pillow raises on broken files, apart from opening them; UnidentifiedImageError is an OSError.
-_PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
+# A picture held longer is a broken duration, not a clip.
+_MOST_REPEATS = 250
 # ffmpeg shows plain text as a video of a terminal.
 _TEXT_DEMUXERS = {"tty", "bin", "xbin", "adf", "idf"}
 
@@ -223,11 +225,15 @@ def _animation(path: Path, stop: int | None) -> tuple[Iterator[np.ndarray], floa
         record = _picture_record(image) if image.format in ("WEBP", "GIF") else None
     durations = [duration for _, duration in shown]
     fps = record["fps"] if record else _usual_rate(durations)
-    frames = [frame for frame, duration in shown for _ in range(max(1, round(duration * fps / 1000)))]
+    frames = [frame for frame, duration in shown for _ in range(_repeats(duration * fps / 1000))]
     if record and len(shown) == 1:
         # A clip that never moves is stored as one picture, in a webp even without its duration.
         frames = frames[:1] * record["frames"]
     return iter(frames), fps
+
+
+def _repeats(frames: float) -> int:
+    return min(_MOST_REPEATS, max(1, round(frames)))
 
 
 def _shown_frames(image: Image.Image, path: Path, stop: int | None) -> list[tuple[np.ndarray, float]]:

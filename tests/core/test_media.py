@@ -424,3 +424,22 @@ def test_unusable_sheets():
         contact_sheet([moving()], ["a", "b"])
     with pytest.raises(LivePhotoError, match="48x32, 32x32"):
         contact_sheet([moving(), moving(6, 32, 32)], ["a", "b"])
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.4, 0.55, 0.7, 0.85, 0.97])
+def test_a_cut_gif_gives_its_whole_frames_or_one_line(tmp_path, keep):
+    whole = tmp_path / "whole.gif"
+    write_clip(torch.rand(6, 3, 24, 24), whole, settings={})
+    cut = tmp_path / "cut.gif"
+    cut.write_bytes(whole.read_bytes()[: int(keep * whole.stat().st_size)])
+    try:
+        assert len(read_clip(cut).frames) >= 2
+    except LivePhotoError as error:
+        assert "cut.gif" in str(error)
+
+
+def test_a_broken_duration_does_not_fill_the_memory(tmp_path):
+    pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
+    path = tmp_path / "long.webp"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[100, 8_000_000, 100], lossless=True)
+    assert len(read_clip(path).frames) < 500
