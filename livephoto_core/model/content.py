@@ -1,7 +1,7 @@
 """Content attention: the UNet looks at the reference photo's patch tokens (paper section 3.2).
 
-Keys and values depend only on the photo. With rope positions a query prefers keys at a certain distance, whatever its own
-place: "two patches to the left" is one direction in query space, which is what a sliding picture needs.
+Keys and values depend only on the photo. With rope positions a query looks from its own place, moved by an offset that it learns
+from its hidden state: "a fifth of the picture to the left" is one direction there, which is what a sliding picture needs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from einops import rearrange, repeat
 from torch import nn
 
 from .attention import attend, heads_first
+
+# the share of the picture that an output of one stands for: a step of the optimizer then moves a look by well under a patch
+OFFSET_UNIT = 0.25
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,18 @@ def grid_positions(rows: int, columns: int, device: torch.device | None = None) 
 
 
 def rope_angles(positions: torch.Tensor, head_width: int) -> torch.Tensor:
-    """Rotation angles [N, head_width / 2] of positions [N, 2]: half the pairs for y, half for x, half a turn to eight turns."""
+    """Rotation angles [..., head_width / 2] of positions [..., 2]: half the pairs for y, half for x, half a turn to eight turns."""
     pairs = head_width // 4
     turns = (
         torch.logspace(-1, 3, pairs, base=2, device=positions.device)
         if pairs > 1
         else torch.ones(1, device=positions.device)
     )
-    return rearrange(positions[..., None] * turns * 2 * math.pi, "n a p -> n (a p)")
+    return rearrange(positions[..., None] * turns * 2 * math.pi, "... a p -> ... (a p)")
 
 
 def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """[B, heads, N, d] with its halves turned as pairs by angles [N, d / 2]."""
+    """[B, heads, N, d] with its halves turned as pairs by angles [N, d / 2], or [B, heads, N, d / 2] for each head."""
     cos, sin = angles.cos().to(x), angles.sin().to(x)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
@@ -66,10 +69,12 @@ class ContentAttention(nn.Module):
         nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
         if positions == "rope":
-            # the constant part of queries and keys carries the distance; equal phases: each place first looks at itself
+            self.to_offset = operations.Linear(channels, 2 * heads)
+            nn.init.zeros_(self.to_offset.weight)
+            nn.init.zeros_(self.to_offset.bias)
+            # the constant part of queries and keys carries the place; equal phases: each place first looks at itself
             for layer in (self.to_q, self.to_k):
-                with torch.no_grad():
-                    layer.bias.fill_(1.0)
+                nn.init.ones_(layer.bias)
 
     def keys_values(self, tokens: torch.Tensor, grid: tuple[int, int]) -> KeysValues:
         """Keys and values of the projected tokens [B, rows * columns, width]."""
@@ -83,7 +88,8 @@ class ContentAttention(nn.Module):
         clips = image.keys.shape[0]
         q = heads_first(self.to_q(x), self.heads)
         if self.positions == "rope":
-            q = rotate(q, rope_angles(grid_positions(*grid, device=q.device), self.head_width))
+            offsets = OFFSET_UNIT * rearrange(self.to_offset(x), "n p (h a) -> n h p a", h=self.heads)
+            q = rotate(q, rope_angles(grid_positions(*grid, device=q.device) + offsets.float(), self.head_width))
         q = rearrange(q, "(b f) h n d -> b h (f n) d", b=clips)
         out = self.to_out(attend(q, image.keys.to(q), image.values.to(q)))
         return rearrange(out, "b (f n) c -> (b f) n c", n=x.shape[1])
