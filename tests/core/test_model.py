@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from livephoto_core.conditioning import check_condition, even_levels, frame_embedding, stem_channels
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.model.adapter import LivePhotoAdapter
-from livephoto_core.model.content import ContentAttention, grid_positions, rope_angles, rotate
+from livephoto_core.model.content import OFFSET_UNIT, ContentAttention, grid_positions, rope_angles, rotate
 from livephoto_core.model.motion import MotionModule, PositionTable, sinusoids
 from livephoto_core.model.reweight import START_WEIGHT_LOGIT, TextReweighter, apply_weights
 from livephoto_core.model.stem import ConditionStem
@@ -157,7 +157,7 @@ def test_rotated_products_depend_on_the_distance_alone():
 SIDE = 4
 
 
-def looking_attention(query):
+def looking_attention(query, offset=(0.0, 0.0)):
     """Content attention whose output is its attention map: one token a place, values and output handed through."""
     attention = ContentAttention(SIDE * SIDE, SIDE * SIDE, heads=1, head_width=SIDE * SIDE, positions="rope")
     with torch.no_grad():
@@ -167,6 +167,7 @@ def looking_attention(query):
             layer.weight.copy_(torch.eye(SIDE * SIDE))
             layer.bias.zero_()
         attention.to_q.bias.copy_(query(attention.to_q.bias))
+        attention.to_offset.bias.copy_(torch.tensor(offset) / OFFSET_UNIT)
     tokens = torch.eye(SIDE * SIDE)[None]
     with torch.no_grad():
         image = attention.keys_values(tokens, (SIDE, SIDE))
@@ -186,7 +187,16 @@ def test_one_query_fetches_from_a_fixed_displacement(move):
     def towards(bias):
         return 8 * rotate(bias[None, None, None], rope_angles(displacement, SIDE * SIDE))[0, 0, 0]
 
-    maps = looking_attention(towards)
+    assert_looks_away(looking_attention(towards), move)
+
+
+@pytest.mark.parametrize("move", [(0, 1), (1, 0), (-2, 0), (1, -1)])
+def test_a_learnt_offset_moves_the_look(move):
+    offset = (move[0] / SIDE, move[1] / SIDE)
+    assert_looks_away(looking_attention(lambda bias: 8 * bias, offset), move)
+
+
+def assert_looks_away(maps, move):
     for y in range(SIDE):
         for x in range(SIDE):
             to_y, to_x = y + move[0], x + move[1]
