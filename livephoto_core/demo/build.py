@@ -30,11 +30,12 @@ from .photos import load_photos, package_folders, split_photos
 from .sprites import HELD_OUT_SHAPES, SHAPES
 from .stills import Stills, held_out_stills
 from .text import new_text_encoder, train_tokenizer
-from .vae import round_trip_psnr, train_vae
+from .vae import refine_decoder, round_trip_psnr, train_vae
 
 PHOTO_SIDE = 192
 # far beyond the clips' own numbers, so that the patch encoder sees other scenes than the cache holds
 PATCH_SCENES = 500_000
+DECODER_SCENES = 700_000
 
 
 def training_clips() -> ClipSet:
@@ -63,6 +64,15 @@ def make_patch_encoder(base: Path, steps: int) -> None:
     """The patch encoder, saved in the base folder."""
     if not (base / "image_encoder").exists():
         train_patch_encoder(Stills(training_clips(), PATCH_SCENES), steps, 16).save_pretrained(base / "image_encoder")
+
+
+def make_decoder(base: Path, trained: Path, steps: int) -> None:
+    """The VAE with its decoder trained further, saved beside the trained parts; the encoder and so the latents stay."""
+    if (trained / "vae").exists():
+        return
+    vae = AutoencoderKL.from_pretrained(base / "vae")
+    test = held_out_stills(held_out_clips(0.0), 96)
+    refine_decoder(vae, Stills(training_clips(), DECODER_SCENES), test, steps, 24).save_pretrained(trained / "vae")
 
 
 def make_cache(base: Path, count: int, process: int, processes: int) -> None:
@@ -131,7 +141,16 @@ def launch(processes: int, *module: str) -> None:
     subprocess.run([*command, "-m", *module], env=environment, check=True)
 
 
-def build(out: Path, vae_steps: int, patch_steps: int, clips: int, still_steps: int, steps: int, processes: int) -> None:
+def build(
+    out: Path,
+    vae_steps: int,
+    patch_steps: int,
+    clips: int,
+    still_steps: int,
+    steps: int,
+    decoder_steps: int,
+    processes: int,
+) -> None:
     """All steps, one after the other."""
     base, trained = out / "base", out / "trained"
     base.mkdir(parents=True, exist_ok=True)
@@ -147,6 +166,7 @@ def build(out: Path, vae_steps: int, patch_steps: int, clips: int, still_steps: 
     config = write_run(base, trained, steps, 8)
     resume = ["--resume"] if (trained / "state.pt").exists() else []
     launch(processes, "livephoto_core.cli", "train", str(config), *resume)
+    make_decoder(base, trained, decoder_steps)
     assemble(base, trained, out / "demo")
 
 
@@ -159,6 +179,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2048)
     parser.add_argument("--still-steps", type=int, default=120)
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cache", metavar="K/N", help="only fill share K of N of the cache")
     options = parser.parse_args()
@@ -173,6 +194,7 @@ def main() -> None:
         options.clips,
         options.still_steps,
         options.steps,
+        options.decoder_steps,
         options.processes,
     )
 
