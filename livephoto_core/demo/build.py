@@ -29,13 +29,14 @@ from .patches import train_patch_encoder
 from .photos import load_photos, package_folders, split_photos
 from .sprites import HELD_OUT_SHAPES, SHAPES
 from .stills import Stills, held_out_stills
-from .text import new_text_encoder, train_tokenizer
+from .text import new_text_encoder, teach_words, train_tokenizer
 from .vae import refine_decoder, round_trip_psnr, train_vae
 
 PHOTO_SIDE = 192
 # far beyond the clips' own numbers, so that the patch encoder sees other scenes than the cache holds
 PATCH_SCENES = 500_000
 DECODER_SCENES = 700_000
+TEXT_STEPS = 600
 
 
 def training_clips() -> ClipSet:
@@ -94,6 +95,7 @@ def make_base(base: Path, steps: int) -> None:
     clips = CachedClips(base / "cache")
     unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
     ids = token_ids_of(tokenizer, clips.captions, 77)
+    teach_words(text_encoder, ids, TEXT_STEPS)
     train_on_stills(unet, text_encoder, clips, ids, token_ids_of(tokenizer, [""], 77)[0], steps, 48, base)
 
 
