@@ -1,8 +1,9 @@
-"""Writing a file whole or not at all."""
+"""Writing a file or a folder whole or not at all."""
 
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,6 +46,27 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder beside `path` that becomes `path`, in place of what was there, when the block succeeds.
+
+    Raises:
+        LivePhotoError: an OSError came up while writing.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LivePhotoError(_write_message(path, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _refuse_special_file(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -72,12 +71,15 @@ def train_on_stills(
     clips: CachedClips,
     text_ids: torch.Tensor,
     empty_ids: torch.Tensor,
+    first_clip: int,
     steps: int,
     batch: int,
-    folder: Path,
     rate: float = 1e-3,
 ) -> None:
-    """Text-to-image on single frames of the cached clips, v-prediction, text dropped at 0.15; saves both parts in `folder`."""
+    """Text-to-image on single frames of the cached clips from `first_clip` on, v-prediction, text dropped at 0.15.
+
+    `text_ids` are the captions' token ids [clips, 77], `empty_ids` those of the empty text [77].
+    """
     generator = torch.Generator().manual_seed(0)
     alphas = alphas_cumprod(SCHEDULE)
     parameters = [*unet.parameters(), *text_encoder.parameters()]
@@ -87,7 +89,7 @@ def train_on_stills(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50) * (0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         # neighbours in the cache share a shard, so that a step opens one file
-        first = int(torch.randint(len(clips) - batch, (1,), generator=generator))
+        first = int(torch.randint(first_clip, len(clips) - batch, (1,), generator=generator))
         chosen = list(range(first, first + batch))
         frames = clips.latents(chosen)
         latents = frames[torch.arange(batch), torch.randint(frames.shape[1], (batch,), generator=generator)]
@@ -104,5 +106,3 @@ def train_on_stills(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
-    unet.save_pretrained(folder / "unet")
-    text_encoder.save_pretrained(folder / "text_encoder")

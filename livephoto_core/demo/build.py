@@ -12,13 +12,16 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, Dinov2Model, PreTrainedTokenizerFast
 
+from ..commands.calibrate import store_thresholds
+from ..files import atomic_folder, atomic_path
+from ..intensity import calibrate, clip_ssim
 from ..training.cache import CachedClips, build_cache
 from ..training.run import token_ids_of
 from .base import adapter_config, new_scheduler, new_unet, train_on_stills
@@ -29,7 +32,7 @@ from .patches import train_patch_encoder
 from .photos import load_photos, package_folders, split_photos
 from .sprites import HELD_OUT_SHAPES, SHAPES
 from .stills import Stills, held_out_stills
-from .text import new_text_encoder, teach_words, train_tokenizer
+from .text import LENGTH, new_text_encoder, teach_words, train_tokenizer
 from .vae import refine_decoder, round_trip_psnr, train_vae
 
 PHOTO_SIDE = 192
@@ -37,6 +40,26 @@ PHOTO_SIDE = 192
 PATCH_SCENES = 500_000
 DECODER_SCENES = 700_000
 TEXT_STEPS = 600
+HELD_OUT = 24
+TEST_STILLS = 96
+THING_SHARE = 0.45
+CALIBRATION_CLIPS = 512
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the joint training: the same trainer, another share of each clip.
+
+    Two frames of many clips teach what moves where many times sooner than sixteen of a few; whole clips then teach the frames to
+    go together.
+    """
+
+    name: str
+    steps: int
+    batch: int
+    frames_per_clip: int
+    learning_rate: float
+    decay_from: float
 
 
 def training_clips() -> ClipSet:
@@ -55,33 +78,34 @@ def make_vae(base: Path, steps: int) -> None:
     """The VAE, saved in the base folder."""
     if (base / "vae").exists():
         return
-    test = held_out_stills(held_out_clips(0.0), 96)
+    test = held_out_stills(held_out_clips(0.0), TEST_STILLS)
     vae = train_vae(Stills(training_clips()), test, steps, 24, base)
-    vae.save_pretrained(base / "vae")
+    with atomic_folder(base / "vae") as folder:
+        vae.save_pretrained(folder)
     print(f"VAE: {round_trip_psnr(vae, test):.2f} dB on held-out photographs")
 
 
 def make_patch_encoder(base: Path, steps: int) -> None:
     """The patch encoder, saved in the base folder."""
-    if not (base / "image_encoder").exists():
-        train_patch_encoder(Stills(training_clips(), PATCH_SCENES), steps, 16).save_pretrained(base / "image_encoder")
-
-
-def make_decoder(base: Path, trained: Path, steps: int) -> None:
-    """The VAE with its decoder trained further, saved beside the trained parts; the encoder and so the latents stay."""
-    if (trained / "vae").exists():
+    if (base / "image_encoder").exists():
         return
-    vae = AutoencoderKL.from_pretrained(base / "vae")
-    test = held_out_stills(held_out_clips(0.0), 96)
-    refine_decoder(vae, Stills(training_clips(), DECODER_SCENES), test, steps, 24).save_pretrained(trained / "vae")
+    encoder = train_patch_encoder(Stills(training_clips(), PATCH_SCENES), steps, 16)
+    with atomic_folder(base / "image_encoder") as folder:
+        encoder.save_pretrained(folder)
 
 
 def make_cache(base: Path, count: int, process: int, processes: int) -> None:
-    """This process's share of the clip cache."""
+    """This process's share of the clip cache; its first clips are the held-out ones that validation uses."""
     vae, patches = load_encoders(base)
-    clips = training_clips()
+    train, test = training_clips(), held_out_clips(THING_SHARE)
     torch.set_num_threads(1)
-    build_cache(base / "cache", count, lambda i: encode_clip(clips, i, vae, patches), process, processes)
+    build_cache(
+        base / "cache",
+        count,
+        lambda i: encode_clip(test if i < HELD_OUT else train, i, vae, patches),
+        process,
+        processes,
+    )
 
 
 def make_base(base: Path, steps: int) -> None:
@@ -90,50 +114,90 @@ def make_base(base: Path, steps: int) -> None:
         return
     torch.manual_seed(0)
     tokenizer = train_tokenizer(corpus())
-    tokenizer.save_pretrained(base / "tokenizer")
-    new_scheduler().save_pretrained(base / "scheduler")
     clips = CachedClips(base / "cache")
     unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
-    ids = token_ids_of(tokenizer, clips.captions, 77)
-    teach_words(text_encoder, ids, TEXT_STEPS)
-    train_on_stills(unet, text_encoder, clips, ids, token_ids_of(tokenizer, [""], 77)[0], steps, 48, base)
+    ids = token_ids_of(tokenizer, clips.captions, LENGTH)
+    teach_words(text_encoder, ids[HELD_OUT:], TEXT_STEPS)
+    train_on_stills(unet, text_encoder, clips, ids, token_ids_of(tokenizer, [""], LENGTH)[0], HELD_OUT, steps, 48)
+    parts = {"tokenizer": tokenizer, "scheduler": new_scheduler(), "text_encoder": text_encoder, "unet": unet}
+    for name, part in parts.items():
+        with atomic_folder(base / name) as folder:
+            part.save_pretrained(folder)
 
 
-def write_run(base: Path, out: Path, steps: int, frames_per_clip: int) -> Path:
-    """The joint training's config file."""
-    unet = UNet2DConditionModel.from_pretrained(base / "unet")
+def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: Path | None) -> Path:
+    """The config file of a phase of the joint training, a new adapter's config in it or the one to start from."""
+    adapter: dict[str, object] = (
+        {"adapter": asdict(adapter_config(UNet2DConditionModel.from_pretrained(base / "unet")))}
+        if start_adapter is None
+        else {"start_adapter": str(start_adapter)}
+    )
     run = {
         "base": str(base),
         "out": str(out),
-        "adapter": asdict(adapter_config(unet)),
-        "data": {"kind": "cache", "path": str(base / "cache"), "held_out": 24},
+        **adapter,
+        "data": {"kind": "cache", "path": str(cache), "held_out": HELD_OUT},
         "freeze_base": False,
-        "steps": steps,
-        "batch": 8,
-        "learning_rate": 1e-3,
-        "warmup": 200,
-        "decay_from": 0.6,
+        "steps": phase.steps,
+        "batch": phase.batch,
+        "frames_per_clip": phase.frames_per_clip,
+        "learning_rate": phase.learning_rate,
+        "decay_from": phase.decay_from,
+        "warmup": 100,
         "text_drop": 0.15,
-        "frames_per_clip": frames_per_clip,
+        "motion_weight": 1.0,
         "ema": 0.998,
-        "save_every": 250,
-        "validate_every": 250,
+        "save_every": 200,
+        "validate_every": 200,
+        "sample_every": 1000,
+        "sample_cfg": 1.0,
     }
     path = out.with_suffix(".yaml")
-    path.write_text(json.dumps(run, indent=1), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(run, indent=1), encoding="utf-8")
     return path
 
 
+def train_phase(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: Path | None, processes: int) -> None:
+    """Run a phase, or go on with it."""
+    if (out / "adapter.safetensors").exists():
+        return
+    config = write_run(base, out, cache, phase, start_adapter)
+    resume = ["--resume"] if (out / "state.pt").exists() else []
+    launch(processes, f"{__spec__.parent.rpartition('.')[0]}.cli", "train", str(config), *resume)
+
+
+def make_decoder(base: Path, steps: int) -> None:
+    """A VAE with its decoder trained further; the encoder and so the latents stay."""
+    if (base / "vae_refined").exists():
+        return
+    vae = AutoencoderKL.from_pretrained(base / "vae")
+    test = held_out_stills(held_out_clips(0.0), TEST_STILLS)
+    refined = refine_decoder(vae, Stills(training_clips(), DECODER_SCENES), test, steps, 24)
+    with atomic_folder(base / "vae_refined") as folder:
+        refined.save_pretrained(folder)
+
+
+@torch.no_grad()
+def seen_thresholds(vae: AutoencoderKL, clips: CachedClips, count: int) -> tuple[float, ...]:
+    """The level thresholds of cached clips as this VAE shows them, which is what a user will measure."""
+    chosen = range(HELD_OUT, min(len(clips), HELD_OUT + count))
+    latents = (clips.latents([i])[0] / vae.config.scaling_factor for i in chosen)
+    return calibrate([float(clip_ssim((vae.decode(z).sample / 2 + 0.5).clamp(0, 1))) for z in latents])
+
+
 def assemble(base: Path, trained: Path, out: Path) -> None:
-    """The shipped folder: every part of the base in fp16, the tokenizer, the scheduler and the adapter."""
-    out.mkdir(parents=True, exist_ok=True)
+    """A whole model folder: every part of the base in fp16, the tokenizer, the scheduler and the adapter."""
     sources = {"vae": AutoencoderKL, "image_encoder": Dinov2Model, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
-    for name, kind in sources.items():
-        folder = trained / name if (trained / name).exists() else base / name
-        kind.from_pretrained(folder).half().save_pretrained(out / name)
-    PreTrainedTokenizerFast.from_pretrained(base / "tokenizer").save_pretrained(out / "tokenizer")
-    new_scheduler().save_pretrained(out / "scheduler")
-    shutil.copy(trained / "adapter.safetensors", out / "adapter.safetensors")
+    refined = base / "vae_refined"
+    with atomic_folder(out) as folder:
+        for name, kind in sources.items():
+            source = trained / name if (trained / name).exists() else base / name
+            source = refined if name == "vae" and refined.exists() else source
+            kind.from_pretrained(source).half().save_pretrained(folder / name)
+        PreTrainedTokenizerFast.from_pretrained(base / "tokenizer").save_pretrained(folder / "tokenizer")
+        new_scheduler().save_pretrained(folder / "scheduler")
+        shutil.copy(trained / "adapter.safetensors", folder / "adapter.safetensors")
 
 
 def launch(processes: int, *module: str) -> None:
@@ -150,11 +214,12 @@ def build(
     clips: int,
     still_steps: int,
     steps: int,
+    whole_steps: int,
     decoder_steps: int,
     processes: int,
 ) -> None:
     """All steps, one after the other."""
-    base, trained = out / "base", out / "trained"
+    base = out / "base"
     base.mkdir(parents=True, exist_ok=True)
     make_vae(base, vae_steps)
     make_patch_encoder(base, patch_steps)
@@ -165,11 +230,16 @@ def build(
     if any(process.wait() for process in cachers):
         raise SystemExit("caching the clips failed: see above")
     make_base(base, still_steps)
-    config = write_run(base, trained, steps, 8)
-    resume = ["--resume"] if (trained / "state.pt").exists() else []
-    launch(processes, "livephoto_core.cli", "train", str(config), *resume)
-    make_decoder(base, trained, decoder_steps)
-    assemble(base, trained, out / "demo")
+    first = Phase("apart", steps, 32, 2, 1.2e-3, 1.0)
+    second = Phase("whole", whole_steps, 4, 0, 6e-4, 0.3)
+    cache = base / "cache"
+    train_phase(base, out / first.name, cache, first, None, processes)
+    assemble(base, out / first.name, out / "between")
+    train_phase(out / "between", out / second.name, cache, second, out / "between" / "adapter.safetensors", processes)
+    make_decoder(base, decoder_steps)
+    assemble(base, out / second.name, out / "demo")
+    vae = AutoencoderKL.from_pretrained(out / "demo" / "vae")
+    store_thresholds(out / "demo" / "adapter.safetensors", seen_thresholds(vae, CachedClips(cache), CALIBRATION_CLIPS))
 
 
 def main() -> None:
@@ -181,6 +251,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2048)
     parser.add_argument("--still-steps", type=int, default=120)
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--whole-steps", type=int, default=1000)
     parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cache", metavar="K/N", help="only fill share K of N of the cache")
@@ -196,6 +267,7 @@ def main() -> None:
         options.clips,
         options.still_steps,
         options.steps,
+        options.whole_steps,
         options.decoder_steps,
         options.processes,
     )
