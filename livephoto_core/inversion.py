@@ -15,7 +15,7 @@ from einops import rearrange
 from .base import Base
 from .config import NoiseSchedule
 from .errors import LivePhotoError
-from .schedule import alphas_cumprod
+from .schedule import add_noise, alphas_cumprod, clean_and_noise
 
 PRIOR_START, PRIOR_END = 0.033, 0.016
 
@@ -59,8 +59,8 @@ def invert(
     x = latent * kept[0].sqrt()
     for now, after in pairwise(timesteps.tolist()):
         output = base.unet(x, now, encoder_hidden_states=text).sample
-        clean, noise = _clean_and_noise(x, output, kept[now], base.prediction_type)
-        x = clean * kept[after].sqrt() + noise * (1 - kept[after]).sqrt()
+        clean, noise = clean_and_noise(x, output, kept[now], base.prediction_type)
+        x = add_noise(clean, noise, kept[after])
         if progress is not None:
             progress()
     return x
@@ -124,13 +124,3 @@ def prior_noise(
     """
     share = rearrange(prior_weights(noise.shape[1], start, end).to(noise), "f -> f 1 1 1")
     return share * inverted[:, None].to(noise) + (1 - share) * noise
-
-
-def _clean_and_noise(
-    x: torch.Tensor, output: torch.Tensor, kept: torch.Tensor, prediction_type: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clean latent and the noise that a model's output tells of x = sqrt(kept) clean + sqrt(1 - kept) noise."""
-    signal, spread = kept.sqrt(), (1 - kept).sqrt()
-    if prediction_type == "v_prediction":
-        return signal * x - spread * output, signal * output + spread * x
-    return (x - spread * output) / signal, output

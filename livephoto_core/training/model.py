@@ -13,7 +13,7 @@ from ..config import NoiseSchedule
 from ..diffusers_host import DiffusersHost
 from ..model.adapter import LivePhotoAdapter
 from ..model.reweight import apply_weights
-from ..schedule import alphas_cumprod
+from ..schedule import add_noise, alphas_cumprod, prediction_target
 
 
 @dataclass(frozen=True)
@@ -40,33 +40,9 @@ class Batch:
         return ClipCondition(reference, self.tokens, self.grid, self.levels, self.places, self.length)
 
 
-def scale_of(values: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """A schedule's values [T] at timesteps [B], shaped to multiply latents [B, F, C, h, w]."""
-    return values.to(timesteps.device)[timesteps][:, None, None, None, None]
-
-
-def add_noise(latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise."""
-    return scale_of(alphas.sqrt(), timesteps) * latents + scale_of((1 - alphas).sqrt(), timesteps) * noise
-
-
-def target(
-    latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor, prediction: str
-) -> torch.Tensor:
-    """What the UNet is to predict: the noise, or v = sqrt(a_t) noise - sqrt(1 - a_t) x_0."""
-    if prediction == "epsilon":
-        return noise
-    return scale_of(alphas.sqrt(), timesteps) * noise - scale_of((1 - alphas).sqrt(), timesteps) * latents
-
-
-def predicted_latents(
-    noisy: torch.Tensor, output: torch.Tensor, alphas: torch.Tensor, timesteps: torch.Tensor, prediction: str
-) -> torch.Tensor:
-    """x_0 as the UNet's output implies it."""
-    signal, noise = scale_of(alphas.sqrt(), timesteps), scale_of((1 - alphas).sqrt(), timesteps)
-    if prediction == "epsilon":
-        return (noisy - noise * output) / signal
-    return signal * noisy - noise * output
+def kept_at(alphas: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """A schedule's shares of signal power [T] at timesteps [B], shaped [B, 1, 1, 1, 1] to multiply latents."""
+    return alphas[timesteps][:, None, None, None, None]
 
 
 def motion_weights(latents: torch.Tensor, strength: float) -> torch.Tensor:
@@ -119,8 +95,9 @@ class TrainingModel(nn.Module):
         reference = latents[:, 0]
         if places is not None:
             latents = latents[:, places]
-        noisy = add_noise(latents, batch.noise, self.alphas, batch.timesteps)
-        wanted = target(latents, batch.noise, self.alphas, batch.timesteps, self.prediction)
+        kept = kept_at(self.alphas, batch.timesteps)
+        noisy = add_noise(latents, batch.noise, kept)
+        wanted = prediction_target(latents, batch.noise, kept, self.prediction)
         error = (self.predict(batch, noisy, reference).float() - wanted).square()
         if self.motion_weight:
             error = error * motion_weights(latents, self.motion_weight)

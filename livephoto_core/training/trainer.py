@@ -14,9 +14,10 @@ import torch
 from ..checkpoint import save_adapter
 from ..errors import LivePhotoError
 from ..files import atomic_path
+from ..schedule import add_noise, clean_and_noise
 from .batches import Batches
 from .config import RunConfig
-from .model import TrainingModel, add_noise, predicted_latents
+from .model import TrainingModel, kept_at
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900, 980)
 STATE = "state.pt"
@@ -101,9 +102,10 @@ def validation_errors(model: TrainingModel, batches: Batches, indices: list[int]
     errors = {}
     for timestep in timesteps:
         batch = batches.fixed(indices, timestep).to(model.alphas.device)
-        noisy = add_noise(batch.latents, batch.noise, model.alphas, batch.timesteps)
+        kept = kept_at(model.alphas, batch.timesteps)
+        noisy = add_noise(batch.latents, batch.noise, kept)
         output = model.predict(batch, noisy, batch.latents[:, 0])
-        found = predicted_latents(noisy, output.float(), model.alphas, batch.timesteps, model.prediction)
+        found, _ = clean_and_noise(noisy, output.float(), kept, model.prediction)
         errors[f"x0_{timestep}"] = float((found - batch.latents).square().mean())
     errors["repeat"] = float((batch.latents[:, :1] - batch.latents).square().mean())
     return errors

@@ -3,7 +3,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from livephoto_core.config import NoiseSchedule
-from livephoto_core.schedule import alphas_cumprod, betas, sigmas
+from livephoto_core.schedule import add_noise, alphas_cumprod, betas, clean_and_noise, prediction_target, sigmas
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
@@ -40,3 +40,19 @@ def test_sigmas_are_noise_over_signal():
 
 def test_number_of_timesteps():
     assert alphas_cumprod(NoiseSchedule(timesteps=50)).shape == (50,)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_perfect_prediction_tells_clean_and_noise(prediction_type):
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(2, 3, 4, 5, generator=generator) for _ in range(2))
+    schedule = NoiseSchedule()
+    timesteps = torch.tensor([10, 700])
+    kept = alphas_cumprod(schedule)[timesteps][:, None, None, None]
+    noisy, wanted = add_noise(clean, noise, kept), prediction_target(clean, noise, kept, prediction_type)
+    theirs = DDIMScheduler(beta_start=schedule.beta_start, beta_end=schedule.beta_end, beta_schedule=schedule.kind)
+    torch.testing.assert_close(noisy, theirs.add_noise(clean, noise, timesteps))
+    if prediction_type == "v_prediction":
+        torch.testing.assert_close(wanted, theirs.get_velocity(clean, noise, timesteps))
+    for found, true in zip(clean_and_noise(noisy, wanted, kept, prediction_type), (clean, noise), strict=True):
+        torch.testing.assert_close(found, true, atol=1e-4, rtol=0)

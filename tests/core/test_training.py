@@ -15,11 +15,10 @@ from livephoto_core.checkpoint import load_adapter
 from livephoto_core.config import to_json
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.media_write import write_clip
-from livephoto_core.schedule import alphas_cumprod
 from livephoto_core.training.batches import Batches, drawn_places, drawn_timesteps
 from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
 from livephoto_core.training.config import RunConfig, load_run, run_from_dict
-from livephoto_core.training.model import add_noise, motion_weights, predicted_latents, target
+from livephoto_core.training.model import motion_weights
 from livephoto_core.training.run import prepare, train
 from livephoto_core.training.trainer import learning_rate
 
@@ -117,16 +116,6 @@ def test_drawn_frames_keep_the_first_and_the_order():
     places = drawn_places(3, 16, 8, 0)
     assert len(places) == 8 and places[0] == 0 and torch.equal(places, places.unique())
     assert drawn_places(3, 16, 0, 0) is None and drawn_places(3, 16, 16, 0) is None
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_a_perfect_prediction_gives_the_clean_latents(prediction, tiny_base):
-    generator = torch.Generator().manual_seed(0)
-    latents, noise = (torch.randn(2, 3, 4, 5, 6, generator=generator) for _ in range(2))
-    alphas, timesteps = alphas_cumprod(tiny_base.schedule), torch.tensor([10, 700])
-    noisy = add_noise(latents, noise, alphas, timesteps)
-    wanted = target(latents, noise, alphas, timesteps, prediction)
-    torch.testing.assert_close(predicted_latents(noisy, wanted, alphas, timesteps, prediction), latents, atol=1e-4, rtol=0)
 
 
 def test_motion_weights_have_mean_one_and_stress_what_moves():
