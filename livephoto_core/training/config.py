@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,17 @@ class RunConfig:
 
     `batch` counts clips over all processes and accumulated steps. `frames_per_clip` trains on that many frames drawn from each
     clip, 0 for all. `motion_weight` raises the loss where the clip moves (MotiF), 0 is the paper's plain mean. `rate_factors`
-    multiplies the learning rate of parameters whose name starts with the key.
+    multiplies the learning rate of parameters whose name starts with the key. 0 for `validate_every` or `sample_every` is never.
+
+    `image_encoder` and `tokenizer` are folders, for a base without its own; a single-file base has neither. `start_adapter` is a
+    checkpoint to start from; its config counts then. `motion_modules` is an AnimateDiff file to start from; with adapter.motion
+    left at its defaults, the file's own shape is taken.
     """
 
     base: str = ""
     out: str = "runs/livephoto"
     image_encoder: str = ""
+    tokenizer: str = ""
     motion_modules: str = ""
     start_adapter: str = ""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -78,48 +84,146 @@ def load_run(path: Path) -> RunConfig:
 
 
 def run_from_dict(values: dict[str, Any]) -> RunConfig:
-    """A run from plain values, checked."""
-    values = dict(values)
-    known = {f.name for f in fields(RunConfig)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise LivePhotoError(f"the training config has unknown names {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    if "adapter" in values:
-        values["adapter"] = from_dict(values["adapter"])
-    if "data" in values:
-        known_data = {f.name for f in fields(DataConfig)}
-        unknown = sorted(set(values["data"]) - known_data)
-        if unknown:
-            known = ", ".join(sorted(known_data))
-            raise LivePhotoError(f"the training config's data has unknown names {', '.join(unknown)}; known: {known}")
-        values["data"] = DataConfig(**values["data"])
-    if "sample_texts" in values:
-        values["sample_texts"] = tuple(values["sample_texts"])
-    run = RunConfig(**values)
+    """A run from plain values, checked.
+
+    Raises:
+        LivePhotoError: an unknown name, a value of the wrong kind or one that cannot be, named.
+    """
+    if values.get("start_adapter") and "adapter" in values:
+        raise LivePhotoError("the training config has start_adapter and adapter: leave adapter out, the checkpoint has its own")
+    run = _build(RunConfig, values, "")
     _check(run)
     return run
+
+
+def check_frames(frames_per_clip: int, frames: int) -> None:
+    """Refuse to draw more frames than a clip has, or one.
+
+    Raises:
+        LivePhotoError: names the value and what it may be.
+    """
+    if frames_per_clip and not 2 <= frames_per_clip <= frames:
+        raise LivePhotoError(f"frames_per_clip is {frames_per_clip}; use 0 for all, or 2 to {frames}")
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    """A config dataclass from plain values; `where` is its place in the file."""
+    if not isinstance(values, dict):
+        raise LivePhotoError(f"{where} is {values!r}; it must be a table of names and values")
+    defaults = {f.name: getattr(kind(), f.name) for f in fields(kind)}
+    unknown = sorted(str(name) for name in values if name not in defaults)
+    if unknown:
+        place = f"the training config's {where}" if where else "the training config"
+        raise LivePhotoError(f"{place} has unknown names {', '.join(unknown)}; known: {', '.join(sorted(defaults))}")
+    prefix = f"{where}." if where else ""
+    return kind(**{name: _typed(value, defaults[name], f"{prefix}{name}") for name, value in values.items()})
+
+
+def _typed(value: Any, default: Any, name: str) -> Any:
+    """A value of the default's type, or a line that says what it must be."""
+    if isinstance(default, AdapterConfig):
+        try:
+            return from_dict(value)
+        except LivePhotoError as error:
+            raise LivePhotoError(f"the training config's adapter: {error}") from error
+    if isinstance(default, DataConfig):
+        return _build(DataConfig, value, name)
+    if isinstance(default, dict) and isinstance(value, dict):
+        return {str(key): _typed(entry, 0.0, f"{name}.{key}") for key, entry in value.items()}
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(_typed(entry, "", f"{name}[{i}]") for i, entry in enumerate(value))
+    if isinstance(default, float):
+        number = _number(value)
+        if number is not None:
+            return number
+    elif type(value) is type(default):
+        return value
+    raise LivePhotoError(f"{name} is {value!r}; it must be {_KINDS[type(default)]}")
+
+
+_KINDS = {
+    str: "a text in quotes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of texts",
+    dict: "a table of names and numbers",
+}
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also as text: YAML takes 1e-4 for a text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+_AT_LEAST_ONE = ("steps", "batch", "accumulate", "save_every")
+_AT_LEAST_ZERO = (
+    "weight_decay",
+    "warmup",
+    "clip_gradients",
+    "motion_weight",
+    "frames_per_clip",
+    "seed",
+    "validate_every",
+    "sample_every",
+    "sample_cfg",
+)
+_SHARES = ("text_drop", "ema", "decay_from")
 
 
 def _check(run: RunConfig) -> None:
     if not run.base:
         raise LivePhotoError("the training config names no base: set base to a diffusers folder or an SD1.5 checkpoint")
-    if run.mixed_precision not in ("no", "fp16", "bf16"):
-        raise LivePhotoError(f"mixed_precision is {run.mixed_precision!r}; use 'no', 'fp16' or 'bf16'")
-    if run.data.kind not in ("folder", "webdataset", "cache"):
-        raise LivePhotoError(f"data.kind is {run.data.kind!r}; use 'folder', 'webdataset' or 'cache'")
-    if run.data.intensity_from not in ("frames", "reconstruction"):
-        raise LivePhotoError(f"data.intensity_from is {run.data.intensity_from!r}; use 'frames' or 'reconstruction'")
-    if run.batch % run.accumulate:
-        raise LivePhotoError(f"batch {run.batch} is not a multiple of accumulate {run.accumulate}")
-    for name in ("text_drop", "ema", "decay_from"):
+    if not run.out:
+        raise LivePhotoError("out is ''; name the folder that the run is to be written to")
+    for name in _AT_LEAST_ONE:
+        if getattr(run, name) < 1:
+            raise LivePhotoError(f"{name} is {getattr(run, name)}; use 1 or more")
+    for name in _AT_LEAST_ZERO:
+        if getattr(run, name) < 0:
+            raise LivePhotoError(f"{name} is {getattr(run, name)}; use 0 or more")
+    for name in _SHARES:
         if not 0 <= getattr(run, name) <= 1:
             raise LivePhotoError(f"{name} is {getattr(run, name)}; use 0 to 1")
-    if run.frames_per_clip and not 2 <= run.frames_per_clip <= run.adapter.frames:
-        raise LivePhotoError(f"frames_per_clip is {run.frames_per_clip}; use 0 or 2 to {run.adapter.frames}")
+    if run.learning_rate <= 0:
+        raise LivePhotoError(f"learning_rate is {run.learning_rate}; use more than 0, such as 1e-4")
+    for name, factor in run.rate_factors.items():
+        if factor < 0:
+            raise LivePhotoError(f"rate_factors.{name} is {factor}; use 0 or more")
+    if run.mixed_precision not in ("no", "fp16", "bf16"):
+        raise LivePhotoError(f"mixed_precision is {run.mixed_precision!r}; use 'no', 'fp16' or 'bf16'")
+    if run.batch % run.accumulate:
+        raise LivePhotoError(f"batch {run.batch} is not a multiple of accumulate {run.accumulate}")
+    # an adapter to start from is checked once it is read
+    if not run.start_adapter:
+        check_frames(run.frames_per_clip, run.adapter.frames)
+    _check_data(run.data)
+
+
+def _check_data(data: DataConfig) -> None:
+    if data.kind not in ("folder", "webdataset", "cache"):
+        raise LivePhotoError(f"data.kind is {data.kind!r}; use 'folder', 'webdataset' or 'cache'")
+    if data.intensity_from not in ("frames", "reconstruction"):
+        raise LivePhotoError(f"data.intensity_from is {data.intensity_from!r}; use 'frames' or 'reconstruction'")
+    if data.held_out < 0:
+        raise LivePhotoError(f"data.held_out is {data.held_out}; use 0 or more")
+    if not data.path:
+        raise LivePhotoError("data.path is ''; name the folder of clips, the shards or the cache to train on")
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise LivePhotoError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise LivePhotoError(f"cannot read {path} ({error.strerror}): check its permissions") from error
     if path.suffix == ".toml":
         try:
             import tomllib
