@@ -31,6 +31,7 @@ class ClipCondition:
 
     @property
     def frames(self) -> int:
+        """Frames of each clip in the batch."""
         return self.levels.shape[1]
 
     @property
@@ -38,7 +39,7 @@ class ClipCondition:
         """The frame embedding [F] of these frames."""
         if self.places is None:
             return frame_embedding(self.frames)
-        return frame_embedding(self.length)[self.places]
+        return frame_embedding(self.length).to(self.places.device)[self.places]
 
     def repeated(self, times: int) -> ClipCondition:
         """The same clips `times` over, as a batch for classifier-free guidance has them."""

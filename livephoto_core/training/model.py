@@ -18,7 +18,14 @@ from ..schedule import add_noise, alphas_cumprod, prediction_target
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips of one step. latents [B, F, C, h, w], noise alike, timesteps [B], text ids [B, 77], places [F] as in ClipCondition."""
+    """Clips of one step.
+
+    latents: whole clips [B, length, C, h, w], scaled as the UNet's latents are.
+    noise: [B, F, C, h, w], for the F frames that `places` names.
+    timesteps: [B].
+    text_ids: the captions' token ids [B, 77].
+    tokens, grid, levels, places, length: as in ClipCondition.
+    """
 
     latents: torch.Tensor
     noise: torch.Tensor
@@ -36,7 +43,7 @@ class Batch:
         return replace(self, **moved)
 
     def condition(self, reference: torch.Tensor) -> ClipCondition:
-        """What the adapter is told; `reference` [B, C, h, w] is the whole clip's first frame."""
+        """What the adapter is told; `reference` [B, C, h, w] is the latent of the whole clip's first frame."""
         return ClipCondition(reference, self.tokens, self.grid, self.levels, self.places, self.length)
 
 
@@ -46,14 +53,23 @@ def kept_at(alphas: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
 
 
 def motion_weights(latents: torch.Tensor, strength: float) -> torch.Tensor:
-    """Loss weights [B, F, 1, h, w] of mean 1: larger where a frame differs from the first (MotiF, arXiv 2412.16153)."""
+    """Loss weights [B, F, 1, h, w] of mean 1 for latents [B, F, C, h, w]: larger where a frame differs from the first.
+
+    From MotiF (arXiv 2412.16153); strength 0 weighs all alike.
+    """
     change = (latents - latents[:, :1]).abs().mean(2, keepdim=True)
     weights = 1 + strength * change / change.mean((1, 2, 3, 4), keepdim=True).clamp(min=1e-6)
     return weights / weights.mean((1, 2, 3, 4), keepdim=True)
 
 
 class TrainingModel(nn.Module):
-    """UNet, adapter and text encoder as one module, for the optimizer and for averaging gradients over processes."""
+    """UNet, adapter and text encoder as one module, for the optimizer and for averaging gradients over processes.
+
+    The adapter's hooks are on the UNet from the start. `prediction` is the base's, "epsilon" or "v_prediction".
+
+    Raises:
+        LivePhotoError: the adapter was not made for this UNet.
+    """
 
     def __init__(
         self,
@@ -75,11 +91,11 @@ class TrainingModel(nn.Module):
         self.host.attach()
 
     def predict(self, batch: Batch, noisy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """The UNet's output [B, F, C, h, w] for noisy latents."""
+        """The UNet's output [B, F, C, h, w] for noisy latents of that shape; `reference` [B, C, h, w] as in `Batch.condition`."""
         clips, frames = noisy.shape[:2]
         self.host.condition(batch.condition(reference))
         text = self.text_encoder(batch.text_ids).last_hidden_state
-        weights = self.adapter.reweight(text, self.adapter.config.frames)
+        weights = self.adapter.reweight(text, batch.length)
         if batch.places is not None:
             weights = weights[:, batch.places]
         output = self.unet(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from livephoto_core.media_write import write_clip
 from livephoto_core.training.batches import Batches, drawn_places, drawn_timesteps
 from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
 from livephoto_core.training.config import RunConfig, load_run, run_from_dict
-from livephoto_core.training.model import motion_weights
+from livephoto_core.training.model import Batch, motion_weights
 from livephoto_core.training.run import prepare, train
 from livephoto_core.training.trainer import learning_rate
 
@@ -116,6 +117,32 @@ def test_drawn_frames_keep_the_first_and_the_order():
     places = drawn_places(3, 16, 8, 0)
     assert len(places) == 8 and places[0] == 0 and torch.equal(places, places.unique())
     assert drawn_places(3, 16, 0, 0) is None and drawn_places(3, 16, 16, 0) is None
+
+
+def test_drawn_frames_train_where_their_numbers_lie(run_file):
+    """Frames 0 and 2 of a clip of three; all three by number are the whole clip."""
+    model, *_ = prepare(load_run(run_file()))
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(2, 3, 12, 8, 8, generator=generator) for _ in range(2))
+    whole = Batch(
+        latents=latents,
+        noise=noise,
+        timesteps=torch.tensor([10, 700]),
+        text_ids=torch.ones(2, 77, dtype=torch.long),
+        tokens=torch.randn(2, 64, 24, generator=generator),
+        grid=(8, 8),
+        levels=torch.full((2, 3), 5.0),
+        places=None,
+        length=3,
+    )
+    torch.testing.assert_close(model(replace(whole, places=torch.arange(3))), model(whole))
+    places = torch.tensor([0, 2])
+    drawn = model(replace(whole, noise=noise[:, places], levels=whole.levels[:, places], places=places))
+    drawn.mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.trained().values())
+    # a device other than the CPU's, where no GPU is
+    assert whole.condition(latents[:, 0]).position.device.type == "cpu"
+    assert replace(whole, places=places.to("meta")).condition(latents[:, 0]).position.device.type == "meta"
 
 
 def test_motion_weights_have_mean_one_and_stress_what_moves():
