@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .conditioning import ClipCondition, check_condition, stem_channels
 from .config import AdapterConfig, BaseShape
@@ -90,9 +91,15 @@ class DiffusersHost:
         self.detach()
 
     def attach(self) -> None:
-        """Hook the UNet; a second call changes nothing."""
+        """Hook the UNet; a second call changes nothing.
+
+        Raises:
+            LivePhotoError: the UNet carries another host's hooks.
+        """
         if self._handles:
             return
+        if any(isinstance(getattr(h, "__self__", None), DiffusersHost) for h in self.unet.conv_in._forward_hooks.values()):
+            raise LivePhotoError("this UNet already has a LivePhoto adapter attached: detach that one first")
         self._hook("conv_in", self._after_conv_in)
         for name in self.adapter.motion.names:
             self._hook(self._motion_host(name), self._motion_hook(name))
@@ -155,10 +162,18 @@ class DiffusersHost:
 
     def _motion_hook(self, name: str) -> Callable:
         module = self.adapter.motion[name]
+        block = self.unet.get_submodule(name.rpartition(".motion_modules.")[0])
+        # diffusers checkpoints a ResNet with its hooks, but of a spatial transformer only what is inside it
+        uncovered = ".attentions." in self._motion_host(name)
 
         def hook(_: nn.Module, args: tuple, output: Any) -> Any:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
-            moved = hidden + self.motion_strength * module(hidden, self._current().frames, self._current().places)
+            condition = self._current()
+            if uncovered and block.gradient_checkpointing and torch.is_grad_enabled():
+                residual = checkpoint(module, hidden, condition.frames, condition.places, use_reentrant=False)
+            else:
+                residual = module(hidden, condition.frames, condition.places)
+            moved = hidden + self.motion_strength * residual
             return moved if isinstance(output, torch.Tensor) else (moved, *output[1:])
 
         return hook

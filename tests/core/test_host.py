@@ -92,6 +92,15 @@ def test_attaching_twice_is_attaching_once(tiny_unet, tiny_adapter, tiny_conditi
     assert torch.equal(call(tiny_unet, inputs()), before)
 
 
+def test_second_host_is_refused_until_the_first_is_off(tiny_unet, tiny_adapter):
+    first, second = DiffusersHost(tiny_unet, tiny_adapter), DiffusersHost(tiny_unet, tiny_adapter)
+    with first, pytest.raises(LivePhotoError, match="already has a LivePhoto adapter attached: detach that one first"):
+        second.attach()
+    with second:
+        pass
+    assert not tiny_unet.conv_in._forward_hooks
+
+
 def test_two_clips_at_once_are_two_single_runs(tiny_unet, tiny_adapter, tiny_condition):
     both, (sample, timestep, text) = tiny_condition(2), inputs(2)
     together = with_adapter(tiny_unet, tiny_adapter, both, (sample, timestep, text))
@@ -145,10 +154,20 @@ def adapter_gradients(unet, adapter, condition):
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_unet, tiny_adapter, tiny_condition):
+    """And every motion module keeps nothing for the backward pass: it runs again there, once."""
     tiny_unet.train()
+    runs = dict.fromkeys(tiny_adapter.motion.names, 0)
+    for name in runs:
+
+        def count(module, arguments, name=name):
+            runs[name] += 1
+
+        tiny_adapter.motion[name].register_forward_pre_hook(count)
     plain = adapter_gradients(tiny_unet, tiny_adapter, tiny_condition())
+    assert set(runs.values()) == {1}
     tiny_unet.enable_gradient_checkpointing()
     checkpointed = adapter_gradients(tiny_unet, tiny_adapter, tiny_condition())
+    assert set(runs.values()) == {3}
     expected = {name for name, _ in tiny_adapter.named_parameters() if not name.startswith("reweight.")}
     assert set(plain) == set(checkpointed) == expected
     for name, gradient in plain.items():
