@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
+from datetime import timedelta
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..animatediff import load_motion
-from ..base import Base, decode, encode_photo, load_base, load_image_encoder, photo_tokens, text_length
-from ..checkpoint import load_adapter
-from ..config import AdapterConfig
-from ..data.clips import ClipSample, Skipped, readable_clips, report
+from ..animatediff import load_motion, motion_shape_of
+from ..base import Base, decode, encode_photo, load_base, photo_tokens, text_length
+from ..checkpoint import load_adapter, read_config
+from ..config import AdapterConfig, MotionShape
+from ..data.clips import ClipSample, Skipped, Window, report
+from ..data.folder import FolderSource
+from ..data.shards import ShardSource
+from ..data.source import open_source
+from ..diffusers_host import base_shape, check_fit
+from ..errors import LivePhotoError
 from ..files import atomic_path
 from ..intensity import calibrate, clip_ssim
 from ..model.adapter import LivePhotoAdapter
 from .batches import Batches
-from .cache import CachedClips, EncodedClip, cache_stream
-from .config import DataConfig, RunConfig, load_run
+from .cache import CachedClips, EncodedClip, Manifest, cache_stream, read_manifest
+from .config import RunConfig, check_frames, load_run
 from .model import TrainingModel
 from .samples import Sampler
-from .trainer import fit
+from .trainer import STATE, fit
 
-
-def open_source(data: DataConfig, config: AdapterConfig) -> Iterable[ClipSample | Skipped]:
-    """The clips that the run's data section names."""
-    if data.kind == "folder":
-        from ..data.folder import FolderSource
-
-        return FolderSource(Path(data.path), Path(data.csv) if data.csv else None, config.frames, config.frame_stride, config.size)
-    from ..data.shards import ShardSource
-
-    return ShardSource(data.path, config.frames, config.frame_stride, config.size)
+# processes wait for as long as the first one encodes clips
+_PATIENCE = timedelta(days=30)
+_SAMPLED = 64
 
 
 @torch.no_grad()
@@ -45,34 +50,158 @@ def encode_sample(sample: ClipSample, base: Base, config: AdapterConfig, intensi
     return EncodedClip(latents.cpu(), tokens[0].cpu(), grid, float(clip_ssim(seen)), sample.caption)
 
 
-def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path) -> None:
-    """Encode the source into `folder`, unless that was finished before.
+def weights_digest(part: nn.Module) -> str:
+    """Tells a VAE or an image encoder from another: a hash of some values of each tensor, and of what scales its output."""
+    digest = hashlib.sha256(str(getattr(part.config, "scaling_factor", None)).encode())
+    for name, tensor in part.state_dict().items():
+        values = tensor.detach().flatten()
+        some = values[:: max(1, len(values) // _SAMPLED)].cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def encoding_of(base: Base, config: AdapterConfig) -> dict[str, Any]:
+    """What clips are encoded by and how they are cut, by name: what a run needs its cache to agree with."""
+    parts = {"the VAE": base.vae, "the image encoder": base.image_encoder}
+    return {
+        "adapter.frames": config.frames,
+        "adapter.frame_stride": config.frame_stride,
+        "adapter.size": config.size,
+        "adapter.content.image_size": config.content.image_size,
+        **{name: weights_digest(part) for name, part in parts.items() if part is not None},
+    }
+
+
+def origin_of(run: RunConfig, source: FolderSource | ShardSource) -> dict[str, Any]:
+    """Which clips a cache is of: the data section's values, and names, sizes and times of the CSV or the shards."""
+    files = [source.csv] if isinstance(source, FolderSource) else source.shards
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return {
+        "data.kind": run.data.kind,
+        "data.path": str(Path(run.data.path).resolve()),
+        "data.intensity_from": run.data.intensity_from,
+        "the CSV" if run.data.kind == "folder" else "the shards": hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16],
+    }
+
+
+def check_made_from(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a cache that was made from something else.
 
     Raises:
-        LivePhotoError: not one clip of the source could be read.
+        LivePhotoError: names what differs.
     """
-    finished = folder / "finished.txt"
-    if finished.exists():
-        return
+    other = [f"{name} ({found[name]}, now {wanted[name]})" for name in wanted if name in found and found[name] != wanted[name]]
+    if other:
+        raise LivePhotoError(
+            f"the cached clips in {folder} were made with another {', another '.join(other)}: use another cache folder, or delete "
+            "this one"
+        )
+
+
+def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, device: torch.device) -> None:
+    """Encode the source into `folder` on a device, from where a stopped run left off; the base is on the CPU afterwards.
+
+    Raises:
+        LivePhotoError: the folder holds other clips, or not one clip of the source could be read.
+    """
     from tqdm import tqdm
 
-    skipped: list[Skipped] = []
-    clips = readable_clips(open_source(run.data, config), skipped)
-    count = cache_stream(
-        folder, (encode_sample(clip, base, config, run.data.intensity_from) for clip in tqdm(clips, desc="caching clips"))
-    )
-    print(report(skipped))
-    with atomic_path(finished) as temporary:
-        temporary.write_text(f"{count} clips\n{report(skipped)}\n", encoding="utf-8")
+    window = Window(config.frames, config.frame_stride, config.size)
+    source = open_source(run.data.path, window, run.data.kind, run.data.csv or None)
+    made_from = {**origin_of(run, source), **encoding_of(base, config)}
+    manifest = read_manifest(folder) or Manifest()
+    if not manifest.made_from and any(folder.glob("clips-*.safetensors")):
+        raise LivePhotoError(
+            f"{folder} holds cached clips, but not what they were made from: train on them with data.kind 'cache' and this as "
+            "data.path, use another cache folder, or delete this one"
+        )
+    check_made_from(folder, manifest.made_from, made_from)
+    if manifest.finished:
+        return
+    manifest.made_from = made_from
+    total = len(source) if isinstance(source, Sized) else None
+    with tqdm(source, desc="caching clips", unit="clip", total=total) as items:
+        rest = islice(items, manifest.position, None)
+        try:
+            cache_stream(folder, encoded(rest, base.to(device), config, run.data.intensity_from), manifest)
+        finally:
+            base.to("cpu")
+    skipped = report([Skipped(*item) for item in manifest.skipped])
+    print(skipped)
+    with atomic_path(folder / "finished.txt") as temporary:
+        temporary.write_text(f"{sum(manifest.counts)} clips\n{skipped}\n", encoding="utf-8")
 
 
-def build_adapter(run: RunConfig) -> LivePhotoAdapter:
+def encoded(
+    items: Iterable[ClipSample | Skipped], base: Base, config: AdapterConfig, intensity_from: str
+) -> Iterator[EncodedClip | Skipped]:
+    """A source's clips encoded; those that it skipped stay as they are."""
+    for item in items:
+        yield item if isinstance(item, Skipped) else encode_sample(item, base, config, intensity_from)
+
+
+def check_cache(clips: CachedClips, folder: Path, config: AdapterConfig) -> None:
+    """Refuse clips that an adapter with this config cannot be trained on.
+
+    Raises:
+        LivePhotoError: names what differs, both numbers and the fix.
+    """
+    (frames, channels, *_), (_, width) = clips.latent_shape, clips.token_shape
+    for name, found, wanted in (
+        ("frames a clip", frames, config.frames),
+        ("latent channels", channels, config.base.latent_channels),
+        ("wide image tokens", width, config.content.token_width),
+    ):
+        if found != wanted:
+            raise LivePhotoError(
+                f"the cached clips in {folder} have {found} {name}, the adapter takes {wanted}: cache the clips again for this "
+                "adapter and base, or change the adapter's config"
+            )
+
+
+def adapter_config_of(run: RunConfig) -> AdapterConfig:
+    """The config of the adapter that a run trains, without its weights.
+
+    Raises:
+        LivePhotoError: a checkpoint or a motion module that cannot be read, or a schedule or number of frames that do not fit.
+    """
+    config = read_config(run.start_adapter) if run.start_adapter else run.adapter
+    if run.motion_modules:
+        if config.schedule.kind != "linear":
+            raise LivePhotoError(
+                f"AnimateDiff's motion modules were trained on linear betas, adapter.schedule.kind is {config.schedule.kind!r}: "
+                "set it to 'linear', or leave motion_modules out"
+            )
+        if not run.start_adapter and config.motion == MotionShape():
+            config = replace(config, motion=motion_shape_of(run.motion_modules))
+    check_frames(run.frames_per_clip, config.frames)
+    return config
+
+
+def build_adapter(run: RunConfig, config: AdapterConfig) -> LivePhotoAdapter:
     """A new adapter, or the one the run starts from; motion modules from an AnimateDiff file where one is named."""
     torch.manual_seed(run.seed)
-    adapter = load_adapter(run.start_adapter) if run.start_adapter else LivePhotoAdapter(run.adapter)
+    adapter = load_adapter(run.start_adapter) if run.start_adapter else LivePhotoAdapter(config)
     if run.motion_modules:
         print(load_motion(run.motion_modules, adapter).summary())
     return adapter
+
+
+def load_run_base(run: RunConfig) -> Base:
+    """The base that a run names, on the CPU.
+
+    Raises:
+        LivePhotoError: it cannot be read, or lacks a part that the run needs.
+    """
+    if os.path.isfile(run.base) and not run.tokenizer:
+        raise LivePhotoError(
+            f"{run.base} is a single file and holds no tokenizer: set tokenizer to a folder with CLIP's vocab.json and merges.txt"
+        )
+    base = load_base(run.base, run.image_encoder or None, run.tokenizer or None)
+    if base.image_encoder is None and run.data.kind != "cache":
+        raise LivePhotoError(f"{run.base} has no image encoder: set image_encoder to the folder of a DINOv2")
+    return base
 
 
 def token_ids_of(tokenizer: Any, texts: list[str], length: int) -> torch.Tensor:
@@ -81,16 +210,28 @@ def token_ids_of(tokenizer: Any, texts: list[str], length: int) -> torch.Tensor:
 
 
 def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]:
-    """The model, the batches, the held-out clips and the sheet drawer of a run."""
-    base = load_base(run.base)
-    adapter = build_adapter(run)
-    config = adapter.config
-    if run.image_encoder:
-        base = replace(base, image_encoder=load_image_encoder(run.image_encoder))
-    folder = Path(run.data.cache or Path(run.out) / "cache") if run.data.kind != "cache" else Path(run.data.path)
-    if run.data.kind != "cache":
-        fill_cache(run, base, config, folder)
+    """The model, the batches, the held-out clips and the sheet drawer of a run.
+
+    What costs little is checked before clips are cached. The first of several processes fills the cache, the others wait.
+    """
+    from accelerate import PartialState
+
+    config = adapter_config_of(run)
+    base = load_run_base(run)
+    check_fit(config, base_shape(base.unet))
+    adapter = build_adapter(run, config)
+    if run.data.kind == "cache":
+        folder = Path(run.data.path)
+        manifest = read_manifest(folder)
+        check_made_from(folder, manifest.made_from if manifest else {}, encoding_of(base, config))
+    else:
+        folder = Path(run.data.cache or Path(run.out) / "cache")
+        state = PartialState(timeout=_PATIENCE)
+        if state.is_main_process:
+            fill_cache(run, base, config, folder, state.device)
+        state.wait_for_everyone()
     clips = CachedClips(folder)
+    check_cache(clips, folder, config)
     held_out = min(run.data.held_out, len(clips) // 10)
     train = list(range(held_out, len(clips)))
     thresholds = config.ssim_thresholds or calibrate(clips.ssims[held_out:].tolist())
@@ -113,12 +254,50 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     return model, batches, list(range(held_out)), sampler
 
 
+def check_ready(run: RunConfig, resume: bool) -> None:
+    """The checks that need neither base nor clips.
+
+    Raises:
+        LivePhotoError: a missing package, a folder that cannot be written, a run that is there or is not, a batch that cannot
+            be shared.
+    """
+    missing = [name for name in ("accelerate", "tensorboard") if find_spec(name) is None]
+    if missing:
+        raise LivePhotoError(f"training needs {' and '.join(missing)}: pip install 'comfyui-livephoto[train]'")
+    out = Path(run.out)
+    for name, folder in {"out": out, "data.cache": Path(run.data.cache or out)}.items():
+        _check_writable(name, folder)
+    state = out / STATE
+    if resume and not state.is_file():
+        raise LivePhotoError(f"there is nothing to resume: {state} does not exist; start without --resume")
+    if not resume and state.exists():
+        raise LivePhotoError(f"{out} holds a run: add --resume to go on with it, or choose another out")
+    from accelerate import PartialState
+
+    processes = PartialState(timeout=_PATIENCE).num_processes
+    if run.batch % (run.accumulate * processes):
+        raise LivePhotoError(
+            f"batch {run.batch} cannot be shared by {processes} processes and {run.accumulate} accumulated parts: use a multiple "
+            f"of {run.accumulate * processes}"
+        )
+
+
+def _check_writable(name: str, folder: Path) -> None:
+    # os.path: Path.exists raises for a name that is too long
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    if not there.is_dir():
+        raise LivePhotoError(f"{name} is {folder}, but {there} is a file: name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise LivePhotoError(f"{name} is {folder}, but {there} cannot be written: choose a folder you can write to")
+
+
 def train(config: str | Path, resume: bool = False) -> None:
     """Run the training that a config file describes.
 
     Raises:
-        LivePhotoError: the config, the base or the data cannot be used; nothing to resume.
+        LivePhotoError: the config, the base or the data cannot be used; nothing to resume, or a run that is there already.
     """
     run = load_run(Path(config))
+    check_ready(run, resume)
     model, batches, held_out, sampler = prepare(run)
     fit(model, batches, held_out, run, resume, sampler)
