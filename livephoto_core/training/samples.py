@@ -7,13 +7,25 @@ from pathlib import Path
 
 import torch
 
-from ..base import Base, decode
+from ..base import Base, decode, overlong_text, text_length
 from ..media_write import contact_sheet, write_picture
 from ..pipeline import LivePhoto, Settings
 from .batches import Batches
 from .model import TrainingModel
 
 ROWS = 6
+# what a row without a caption is drawn with: the pipeline takes no empty text
+NO_CAPTION = "a video"
+
+
+def readable(base: Base, text: str) -> str:
+    """As much of a caption as the text encoder reads; NO_CAPTION for an empty one."""
+    room = text_length(base) - 2
+    while overlong_text(base, text):
+        text = base.tokenizer.decode(base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids[:room])
+        # the cut text may have other tokens, and more of them
+        room -= 1
+    return text if text.strip() else NO_CAPTION
 
 
 @dataclass(frozen=True)
@@ -29,17 +41,22 @@ class Sampler:
 
     @torch.no_grad()
     def __call__(self, model: TrainingModel, step: int) -> None:
-        """Write `step-000123.png`. The model's own hooks are off meanwhile, the pipeline puts on its own."""
+        """Write `step-000123.png`. The model's own hooks are off meanwhile, the pipeline puts on its own.
+
+        Raises:
+            LivePhotoError: the sheet cannot be written.
+        """
         chosen = self.held_out[:ROWS]
         base = self.base.to(next(model.parameters()).device)
-        photos = decode(base, self.batches.clips.latents(chosen)[:, 0].to(base.device)).cpu()
+        photos = decode(base, self.batches.clips.latents(chosen)[:, 0].to(base.device)).float().cpu()
         levels = self.batches.fixed(chosen, 0).levels[:, 0].tolist()
-        texts = [self.texts[i % len(self.texts)] if self.texts else self.batches.clips.captions[c] for i, c in enumerate(chosen)]
+        captions = [self.texts[i % len(self.texts)] if self.texts else self.batches.clips.captions[c] for i, c in enumerate(chosen)]
+        texts = [readable(base, caption) for caption in captions]
         model.host.detach()
         try:
             livephoto = LivePhoto(base, model.adapter)
             rows = [
-                livephoto.animate(photo, Settings(text, intensity=level, cfg=self.cfg))
+                livephoto.animate(photo, Settings(text, intensity=level, cfg=self.cfg)).float()
                 for photo, text, level in zip(photos, texts, levels, strict=True)
             ]
         finally:
