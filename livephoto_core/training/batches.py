@@ -6,12 +6,31 @@ what one process sees at twice the batch.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
 import torch
 
 from ..conditioning import even_levels
 from ..intensity import level
 from .cache import CachedClips
 from .model import Batch
+
+Item, Made = TypeVar("Item"), TypeVar("Made")
+
+
+def one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """make(item) for each item in order, the next being made in a background thread while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Made]] = deque()
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _generator(*numbers: int) -> torch.Generator:
@@ -44,7 +63,15 @@ def drawn_places(step: int, length: int, count: int, seed: int) -> torch.Tensor 
 
 
 class Batches:
-    """Batches out of cached clips. `text_ids` are the captions' token ids [clips, 77], `empty_ids` those of the empty text [77]."""
+    """Batches out of cached clips.
+
+    indices: the clips to train on, by their place in `clips`.
+    text_ids: the captions' token ids [clips, 77]; empty_ids: those of the empty text [77], which replaces a share `text_drop`.
+    thresholds: nine SSIM values, see `intensity.level`.
+    batch: clips of a step, over all processes and accumulated parts.
+    frames_per_clip: how many frames of a clip a step trains on, 0 for all.
+    timesteps: of the noise schedule.
+    """
 
     def __init__(
         self,
@@ -99,7 +126,7 @@ class Batches:
         )
 
     def fixed(self, indices: list[int], timestep: int) -> Batch:
-        """Whole clips under their texts at one timestep, with noise that never changes, for validation."""
+        """Whole clips, by their place in the cache, under their texts at one timestep; a clip's noise never changes."""
         latents = self.clips.latents(indices)
         length = latents.shape[1]
         return Batch(

@@ -5,22 +5,36 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..base import first_line
 from ..checkpoint import save_adapter
+from ..config import to_json
 from ..errors import LivePhotoError
 from ..files import atomic_path
 from ..schedule import add_noise, clean_and_noise
-from .batches import Batches
+from .batches import Batches, one_ahead
 from .config import RunConfig
 from .model import TrainingModel, kept_at
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900, 980)
 STATE = "state.pt"
+# what a resumed run must share with its start, for the weights to be those of an unbroken run; rates and lengths may change
+FIXED_SETTINGS = (
+    "base",
+    "freeze_base",
+    "batch",
+    "weight_decay",
+    "rate_factors",
+    "text_drop",
+    "frames_per_clip",
+    "motion_weight",
+    "seed",
+)
 
 
 def learning_rate(step: int, run: RunConfig) -> float:
@@ -52,27 +66,77 @@ class Average:
     def update(self, parameters: dict[str, torch.nn.Parameter], step: int) -> None:
         """Move towards the parameters after optimizer step `step`."""
         decay = min(self.decay, (step + 1) / (step + 10))
-        names = list(self.values)
-        torch._foreach_lerp_([self.values[n] for n in names], [parameters[n].detach() for n in names], 1 - decay)
+        for name, value in self.values.items():
+            value.lerp_(parameters[name], 1 - decay)
 
 
-def save_state(folder: Path, model: TrainingModel, optimizer: torch.optim.Optimizer, average: Average, step: int) -> None:
-    """Everything a resumed run needs, whole or not at all. Random numbers are functions of the step and need no state."""
+def settings_of(run: RunConfig) -> dict[str, Any]:
+    """The run's settings as plain values, folders and files by their last name: those differ from machine to machine."""
+    values = asdict(run)
+    for part, names in (
+        (values, ("base", "out", "image_encoder", "motion_modules", "start_adapter")),
+        (values["data"], ("path", "csv", "cache")),
+    ):
+        part.update({name: Path(part[name]).name for name in names})
+    return json.loads(json.dumps(values))
+
+
+def fixed_settings(run: RunConfig, model: TrainingModel, batches: Batches) -> dict[str, Any]:
+    """What must not change when a run is resumed, by name."""
+    values = settings_of(run)
+    return {
+        **{name: values[name] for name in FIXED_SETTINGS},
+        **{f"data.{name}": value for name, value in values["data"].items()},
+        "number of clips": len(batches.indices),
+        **{f"adapter.{name}": value for name, value in json.loads(to_json(model.adapter.config)).items()},
+    }
+
+
+def save_state(
+    folder: Path,
+    model: TrainingModel,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+    step: int,
+    settings: dict[str, Any],
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Everything a resumed run needs, whole or not at all. Random numbers are functions of the step and need no state.
+
+    Raises:
+        LivePhotoError: the file cannot be written (no permission, a full disk).
+    """
     state = {
         "step": step,
         "model": {name: p.detach() for name, p in model.trained().items()},
         "average": average.values,
         "optimizer": optimizer.state_dict(),
+        "settings": json.dumps(settings),
     }
-    with atomic_path(folder / STATE) as temporary:
-        torch.save(state, temporary)
+    if scaler is not None:
+        state["scaler"] = scaler.state_dict()
+    with atomic_path(folder / STATE) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # torch's zip writer raises over the file's own error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
-def load_state(folder: Path, model: TrainingModel, optimizer: torch.optim.Optimizer, average: Average) -> int:
+def load_state(
+    folder: Path,
+    model: TrainingModel,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+    settings: dict[str, Any],
+    scaler: torch.amp.GradScaler | None = None,
+) -> int:
     """Restore what `save_state` wrote; returns the number of steps done.
 
     Raises:
-        LivePhotoError: there is no state, it cannot be read, or it is of another model.
+        LivePhotoError: there is no state, it cannot be read, or it is of another model or run; nothing is changed then.
     """
     path = folder / STATE
     if not path.is_file():
@@ -81,38 +145,88 @@ def load_state(folder: Path, model: TrainingModel, optimizer: torch.optim.Optimi
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise LivePhotoError(f"{path} cannot be read ({type(error).__name__}): delete it and start without --resume") from error
-    trained = model.trained()
-    if set(trained) != set(state["model"]):
-        raise LivePhotoError(f"{path} is of another model than the config describes: resume with the config it was started with")
+    try:
+        problem = _mismatch(state, model, optimizer, settings)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LivePhotoError(f"{path} is no whole training state: delete it and start without --resume") from error
+    if problem:
+        raise LivePhotoError(f"{path} {problem}: resume with the config it was started with, or give another out folder")
     with torch.no_grad():
-        for name, parameter in trained.items():
+        for name, parameter in model.trained().items():
             parameter.copy_(state["model"][name])
-    for name, value in average.values.items():
-        value.copy_(state["average"][name])
+            average.values[name].copy_(state["average"][name])
     optimizer.load_state_dict(state["optimizer"])
+    if scaler is not None and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
     return state["step"]
 
 
+def _mismatch(state: dict[str, Any], model: TrainingModel, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> str:
+    """Why a state cannot be resumed from, empty if it can; a KeyError or the like where it is no such state at all.
+
+    Settings are compared where both sides know them: a state of an earlier version has fewer, or none.
+    """
+    saved = json.loads(state.get("settings", "{}"))
+    for name in saved.keys() & settings.keys():
+        if saved[name] != settings[name]:
+            return f"was written with {name} {saved[name]}, the config has {settings[name]}"
+    if not isinstance(state["step"], int):
+        raise TypeError("the step is no whole number")
+    shapes = {name: p.shape for name, p in model.trained().items()}
+    for part in ("model", "average"):
+        if {name: value.shape for name, value in state[part].items()} != shapes:
+            return "is of another model than the config describes"
+    groups, saved_groups = optimizer.param_groups, state["optimizer"]["param_groups"]
+    if [(g["factor"], len(g["params"])) for g in groups] != [(g["factor"], len(g["params"])) for g in saved_groups]:
+        return "has other optimizer groups than the config describes"
+    parameters = [p for g in groups for p in g["params"]]
+    numbers = [n for g in saved_groups for n in g["params"]]
+    for number, moments in state["optimizer"]["state"].items():
+        shape = parameters[numbers.index(number)].shape
+        if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == shape or moments["step"].numel() != 1:
+            return "has moments of another optimizer than the config describes"
+    return ""
+
+
+def check_finite(model: TrainingModel, loss: torch.Tensor, step: int, folder: Path) -> None:
+    """Stop a run that diverged, before it overwrites its last good state.
+
+    Raises:
+        LivePhotoError: the loss [] or a trained parameter is not finite after `step` steps.
+    """
+    finite = [torch.isfinite(loss).all(), *(torch.isfinite(p).all() for p in model.trained().values())]
+    if not torch.stack(finite).all():
+        kept = f"{folder / STATE} holds the last good state" if (folder / STATE).is_file() else "no state was saved yet"
+        raise LivePhotoError(
+            f"the training diverged by step {step} (loss {float(loss):g}); {kept}: lower learning_rate, then go on from there"
+        )
+
+
 @torch.no_grad()
-def validation_errors(model: TrainingModel, batches: Batches, indices: list[int], timesteps: tuple[int, ...]) -> dict[str, float]:
+def validation_errors(
+    model: TrainingModel, batches: Batches, indices: list[int], timesteps: tuple[int, ...], at_once: int
+) -> dict[str, float]:
     """Mean square error of the predicted latents x_0 at fixed timesteps on held-out clips, and that of repeating the reference.
 
-    A model that learns motion falls below "repeat" at high timesteps; one that does not, stays above it.
+    A model that learns motion falls below "repeat" at high timesteps; one that does not, stays above it. Clips go through the
+    model `at_once` at a time.
     """
-    errors = {}
-    for timestep in timesteps:
-        batch = batches.fixed(indices, timestep).to(model.alphas.device)
-        kept = kept_at(model.alphas, batch.timesteps)
-        noisy = add_noise(batch.latents, batch.noise, kept)
-        output = model.predict(batch, noisy, batch.latents[:, 0])
-        found, _ = clean_and_noise(noisy, output.float(), kept, model.prediction)
-        errors[f"x0_{timestep}"] = float((found - batch.latents).square().mean())
-    errors["repeat"] = float((batch.latents[:, :1] - batch.latents).square().mean())
-    return errors
+    totals = dict.fromkeys([*(f"x0_{timestep}" for timestep in timesteps), "repeat"], 0.0)
+    for first in range(0, len(indices), at_once):
+        chosen = indices[first : first + at_once]
+        for timestep in timesteps:
+            batch = batches.fixed(chosen, timestep).to(model.alphas.device)
+            kept = kept_at(model.alphas, batch.timesteps)
+            noisy = add_noise(batch.latents, batch.noise, kept)
+            output = model.predict(batch, noisy, batch.latents[:, 0])
+            found, _ = clean_and_noise(noisy, output.float(), kept, model.prediction)
+            totals[f"x0_{timestep}"] += len(chosen) * float((found - batch.latents).square().mean())
+        totals["repeat"] += len(chosen) * float((batch.latents[:, :1] - batch.latents).square().mean())
+    return {name: total / len(indices) for name, total in totals.items()}
 
 
 class AveragedWeights:
-    """Within this context the model carries the averaged weights."""
+    """Within this context the model carries the averaged weights, in evaluation mode."""
 
     def __init__(self, model: TrainingModel, average: Average):
         self.model, self.average = model, average
@@ -120,9 +234,11 @@ class AveragedWeights:
     def __enter__(self) -> None:
         self.kept = {name: p.detach().clone() for name, p in self.model.trained().items()}
         self._load(self.average.values)
+        self.model.eval()
 
     def __exit__(self, *exception: object) -> None:
         self._load(self.kept)
+        self.model.train()
 
     @torch.no_grad()
     def _load(self, values: dict[str, torch.Tensor]) -> None:
@@ -130,11 +246,19 @@ class AveragedWeights:
             parameter.copy_(values[name])
 
 
-def export(model: TrainingModel, folder: Path, thresholds: tuple[float, ...]) -> None:
-    """Write the adapter and, where the base trained too, its UNet and text encoder, as fp16."""
+def export(model: TrainingModel, folder: Path, thresholds: tuple[float, ...], run: RunConfig) -> None:
+    """Write the adapter and, where the base trained too, its UNet and text encoder, as fp16.
+
+    The adapter's metadata name the base ("base") and hold the run's settings as JSON ("training").
+
+    Raises:
+        LivePhotoError: a weight that fp16 cannot hold, or the adapter's file cannot be written.
+    """
     config = replace(model.adapter.config, ssim_thresholds=tuple(thresholds))
     model.adapter.config = config
-    save_adapter(model.adapter, folder / "adapter.safetensors", dtype=torch.float16)
+    settings = settings_of(run)
+    metadata = {"base": settings["base"], "training": json.dumps(settings)}
+    save_adapter(model.adapter, folder / "adapter.safetensors", metadata, dtype=torch.float16)
     if any(p.requires_grad for p in model.unet.parameters()):
         for name, part in (("unet", model.unet), ("text_encoder", model.text_encoder)):
             half = type(part).from_config(part.config) if name == "unet" else type(part)(part.config)
@@ -152,21 +276,32 @@ def fit(
 ) -> None:
     """Train to `run.steps`, logging, validating, sampling and saving as the run says.
 
-    `sample(model, step)` is called with the averaged weights every `run.sample_every` steps.
+    `sample(model, step)` is called with the averaged weights every `run.sample_every` steps. Saving comes before validating
+    and sampling, so that an error in those loses nothing.
+
+    Raises:
+        LivePhotoError: the batch cannot be shared out, the precision is not to be had here, the state to resume from is missing
+            or of another run, the training diverged, or a file cannot be written.
     """
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
     folder = Path(run.out)
-    accelerator = Accelerator(mixed_precision=run.mixed_precision, gradient_accumulation_steps=run.accumulate)
+    try:
+        accelerator = Accelerator(mixed_precision=run.mixed_precision, gradient_accumulation_steps=run.accumulate)
+    except ValueError as error:
+        raise LivePhotoError(f"mixed_precision {run.mixed_precision!r} fails ({first_line(error)}): set it to 'no'") from error
     share = run.batch // run.accumulate // accelerator.num_processes
     if share * run.accumulate * accelerator.num_processes != run.batch:
         raise LivePhotoError(
             f"batch {run.batch} cannot be shared by {accelerator.num_processes} processes and {run.accumulate} accumulated parts"
         )
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LivePhotoError(f"cannot write to {folder}: {error.strerror}; give another out folder") from error
         parameters = sum(p.numel() for p in model.trained().values())
         print(f"{accelerator.num_processes} processes, {share} clips each, {parameters:,} parameters")
     if run.gradient_checkpointing:
@@ -177,17 +312,22 @@ def fit(
     optimizer = torch.optim.AdamW(parameter_groups(model, run), betas=(0.9, 0.99), weight_decay=run.weight_decay)
     model.to(accelerator.device)
     average = Average(model.trained(), run.ema)
-    done = load_state(folder, model, optimizer, average) if resume else 0
+    settings = fixed_settings(run, model, batches)
+    done = load_state(folder, model, optimizer, average, settings, accelerator.scaler) if resume else 0
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    writer = SummaryWriter(str(folder / "log")) if accelerator.is_main_process else None
+    # a killed run may have logged steps that are now done again
+    purge = done + 1 if resume else None
+    writer = SummaryWriter(str(folder / "log"), purge_step=purge) if accelerator.is_main_process else None
+    firsts = [(part * accelerator.num_processes + accelerator.process_index) * share for part in range(run.accumulate)]
+    rows = ((step, range(first, first + share)) for step in range(done, run.steps) for first in firsts)
+    parts = one_ahead(lambda item: batches.step(*item), rows)
     bar = tqdm(range(done, run.steps), initial=done, total=run.steps, disable=not accelerator.is_main_process, desc="training")
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate * group["factor"] * learning_rate(step, run)
-        total = 0.0
-        for part in range(run.accumulate):
-            first = (part * accelerator.num_processes + accelerator.process_index) * share
-            batch = batches.step(step, range(first, first + share)).to(accelerator.device)
+        total = torch.zeros((), device=accelerator.device)
+        for _ in range(run.accumulate):
+            batch = next(parts).to(accelerator.device)
             with accelerator.accumulate(wrapped):
                 loss = wrapped(batch).mean()
                 accelerator.backward(loss)
@@ -196,32 +336,36 @@ def fit(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             total += loss.detach()
-        average.update(model.trained(), step)
+        if not accelerator.optimizer_step_was_skipped:
+            average.update(model.trained(), step)
         now = step + 1
-        if writer and (now % 20 == 0 or now == run.steps):
+        last = now == run.steps
+        saves = last or now % run.save_every == 0
+        validates = bool(held_out) and (last or now % run.validate_every == 0)
+        samples = bool(held_out and run.sample_every) and now % run.sample_every == 0
+        if writer and (now % 20 == 0 or last):
             value = float(total) / run.accumulate
             bar.set_postfix(loss=f"{value:.4f}")
             writer.add_scalar("loss", value, now)
             writer.add_scalar("learning rate", run.learning_rate * learning_rate(step, run), now)
-        last = now == run.steps
-        if accelerator.is_main_process and (last or now % run.save_every == 0):
-            save_state(folder, model, optimizer, average, now)
-        if writer and held_out and (last or now % run.validate_every == 0):
-            with AveragedWeights(model, average):
-                model.eval()
-                errors = validation_errors(model, batches, held_out, VALIDATION_TIMESTEPS)
-                model.train()
+        if saves:
+            # in every process, so that all of them stop
+            check_finite(model, accelerator.reduce(total, "mean") / run.accumulate, now, folder)
+        if saves and accelerator.is_main_process:
+            save_state(folder, model, optimizer, average, now, settings, accelerator.scaler)
+        if validates and accelerator.is_main_process:
+            with AveragedWeights(model, average), accelerator.autocast():
+                errors = validation_errors(model, batches, held_out, VALIDATION_TIMESTEPS, share)
             for name, value in errors.items():
                 writer.add_scalar(f"validation/{name}", value, now)
             tqdm.write(json.dumps({"step": now, **{k: round(v, 4) for k, v in errors.items()}}))
-        if accelerator.is_main_process and held_out and run.sample_every and now % run.sample_every == 0:
-            with AveragedWeights(model, average):
-                model.eval()
+        if samples and accelerator.is_main_process:
+            with AveragedWeights(model, average), accelerator.autocast():
                 sample(model, now)
-                model.train()
-        accelerator.wait_for_everyone()
+        if saves or validates or samples:
+            accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with AveragedWeights(model, average):
-            export(model, folder, batches.thresholds)
+            export(model, folder, batches.thresholds, run)
     if writer:
         writer.close()
