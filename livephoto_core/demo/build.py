@@ -40,6 +40,7 @@ PHOTO_SIDE = 192
 PATCH_SCENES = 500_000
 DECODER_SCENES = 700_000
 TEXT_STEPS = 600
+PAN_WORDS = ("left", "right", "up", "down", "upwards", "downwards")
 HELD_OUT = 24
 TEST_STILLS = 96
 THING_SHARE = 0.45
@@ -50,8 +51,8 @@ CALIBRATION_CLIPS = 512
 class Phase:
     """A part of the joint training: the same trainer, another share of each clip.
 
-    Two frames of many clips teach what moves where many times sooner than sixteen of a few; whole clips then teach the frames to
-    go together.
+    Strong pans first: they teach the content attention to fetch, and the text to steer it. Two frames of many clips then teach what
+    moves where sooner than sixteen of a few; whole clips at last teach the frames to go together.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Phase:
     frames_per_clip: int
     learning_rate: float
     decay_from: float
+    least_level: int = 1
+    words: tuple[str, ...] = ()
 
 
 def training_clips() -> ClipSet:
@@ -136,7 +139,13 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
         "base": str(base),
         "out": str(out),
         **adapter,
-        "data": {"kind": "cache", "path": str(cache), "held_out": HELD_OUT},
+        "data": {
+            "kind": "cache",
+            "path": str(cache),
+            "held_out": HELD_OUT,
+            "least_level": phase.least_level,
+            "words": list(phase.words),
+        },
         "freeze_base": False,
         "steps": phase.steps,
         "batch": phase.batch,
@@ -213,6 +222,7 @@ def build(
     patch_steps: int,
     clips: int,
     still_steps: int,
+    pan_steps: int,
     steps: int,
     whole_steps: int,
     decoder_steps: int,
@@ -230,14 +240,19 @@ def build(
     if any(process.wait() for process in cachers):
         raise SystemExit("caching the clips failed: see above")
     make_base(base, still_steps)
-    first = Phase("apart", steps, 32, 2, 1.2e-3, 1.0)
-    second = Phase("whole", whole_steps, 4, 0, 6e-4, 0.3)
-    cache = base / "cache"
-    train_phase(base, out / first.name, cache, first, None, processes)
-    assemble(base, out / first.name, out / "between")
-    train_phase(out / "between", out / second.name, cache, second, out / "between" / "adapter.safetensors", processes)
+    phases = (
+        Phase("pans", pan_steps, 16, 2, 1.2e-3, 1.0, least_level=5, words=PAN_WORDS),
+        Phase("apart", steps, 32, 2, 1.2e-3, 1.0),
+        Phase("whole", whole_steps, 4, 0, 6e-4, 0.3),
+    )
+    cache, start, adapter = base / "cache", base, None
+    for phase in phases:
+        train_phase(start, out / phase.name, cache, phase, adapter, processes)
+        start = out / f"after-{phase.name}"
+        assemble(base, out / phase.name, start)
+        adapter = start / "adapter.safetensors"
     make_decoder(base, decoder_steps)
-    assemble(base, out / second.name, out / "demo")
+    assemble(base, out / phases[-1].name, out / "demo")
     vae = AutoencoderKL.from_pretrained(out / "demo" / "vae")
     store_thresholds(out / "demo" / "adapter.safetensors", seen_thresholds(vae, CachedClips(cache), CALIBRATION_CLIPS))
 
@@ -251,6 +266,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=2048)
     parser.add_argument("--still-steps", type=int, default=120)
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--pan-steps", type=int, default=400)
     parser.add_argument("--whole-steps", type=int, default=1000)
     parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--processes", type=int, default=2)
@@ -266,6 +282,7 @@ def main() -> None:
         options.patch_steps,
         options.clips,
         options.still_steps,
+        options.pan_steps,
         options.steps,
         options.whole_steps,
         options.decoder_steps,

@@ -17,6 +17,9 @@ class DataConfig:
 
     `held_out` clips, the first of the source, are kept from training for the validation figures. `intensity_from` says on what
     the level is measured: "frames", or their VAE "reconstruction", which a small VAE needs, since it is what a user will see.
+
+    A run may learn from a part of the clips: those of `least_level` or more whose caption has one of `words` (none: any caption).
+    A small model that sees a few strong motions first tells left from right in hundreds of steps instead of thousands.
     """
 
     kind: str = "folder"
@@ -25,6 +28,8 @@ class DataConfig:
     cache: str = ""
     held_out: int = 32
     intensity_from: str = "frames"
+    least_level: int = 1
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,8 @@ def _check_data(data: DataConfig) -> None:
         raise LivePhotoError(f"data.intensity_from is {data.intensity_from!r}; use 'frames' or 'reconstruction'")
     if data.held_out < 0:
         raise LivePhotoError(f"data.held_out is {data.held_out}; use 0 or more")
+    if not 1 <= data.least_level <= 10:
+        raise LivePhotoError(f"data.least_level is {data.least_level}; use 1 to 10")
     if not data.path:
         raise LivePhotoError("data.path is ''; name the folder of clips, the shards or the cache to train on")
 

@@ -27,11 +27,11 @@ from ..data.source import open_source
 from ..diffusers_host import base_shape, check_fit
 from ..errors import LivePhotoError
 from ..files import atomic_path
-from ..intensity import calibrate, clip_ssim
+from ..intensity import calibrate, clip_ssim, level
 from ..model.adapter import LivePhotoAdapter
 from .batches import Batches
 from .cache import CachedClips, EncodedClip, Manifest, cache_stream, read_manifest
-from .config import RunConfig, check_frames, load_run
+from .config import DataConfig, RunConfig, check_frames, load_run
 from .model import TrainingModel
 from .samples import Sampler
 from .trainer import STATE, fit
@@ -209,6 +209,12 @@ def token_ids_of(tokenizer: Any, texts: list[str], length: int) -> torch.Tensor:
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
+def is_wanted(clips: CachedClips, index: int, thresholds: tuple[float, ...], data: DataConfig) -> bool:
+    """Whether a clip is of the part of the clips that a run learns from."""
+    words = set(clips.captions[index].lower().split())
+    return level(float(clips.ssims[index]), thresholds) >= data.least_level and (not data.words or not words.isdisjoint(data.words))
+
+
 def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]:
     """The model, the batches, the held-out clips and the sheet drawer of a run.
 
@@ -233,8 +239,12 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     clips = CachedClips(folder)
     check_cache(clips, folder, config)
     held_out = min(run.data.held_out, len(clips) // 10)
-    train = list(range(held_out, len(clips)))
     thresholds = config.ssim_thresholds or calibrate(clips.ssims[held_out:].tolist())
+    train = [i for i in range(held_out, len(clips)) if is_wanted(clips, i, thresholds, run.data)]
+    if not train:
+        raise LivePhotoError(
+            f"none of {len(clips)} clips has level {run.data.least_level} or more and one of data.words: ask for less"
+        )
     model = TrainingModel(
         base.unet, adapter, base.text_encoder, config.schedule, base.prediction_type, run.freeze_base, run.motion_weight
     )

@@ -427,6 +427,16 @@ def test_precision_of_bfloat16_validates_and_samples(run_file, tmp_path):
     assert (tmp_path / "run" / "samples" / "step-000001.png").is_file()
 
 
+def test_a_run_may_learn_from_a_part_of_the_clips(run_file, cache_folder):
+    part = {"kind": "cache", "path": str(cache_folder), "held_out": 0, "least_level": 3, "words": ["left", "up"]}
+    _, batches, *_ = prepare(load_run(run_file(data=part)))
+    captions = {batches.clips.captions[i] for i in batches.indices}
+    assert captions == {"camera pans left", "camera pans up"}
+    assert all(float(batches.clips.ssims[i]) < THRESHOLDS[1] for i in batches.indices)
+    with pytest.raises(LivePhotoError, match=r"one of data\.words"):
+        prepare(load_run(run_file(data={"kind": "cache", "path": str(cache_folder), "words": ["sideways"]})))
+
+
 def test_learning_rate_rises_holds_and_falls():
     run = RunConfig(base="x", steps=100, warmup=10, decay_from=0.5)
     assert learning_rate(0, run) == pytest.approx(0.1)
@@ -443,6 +453,7 @@ def test_learning_rate_rises_holds_and_falls():
         ({"base": "b", "batch": 5, "accumulate": 2}, "not a multiple"),
         ({"base": "b", "text_drop": 1.5}, "1.5"),
         ({"base": "b", "data": {"kind": "zip"}}, "zip"),
+        ({"base": "b", "data": {"kind": "cache", "path": "c", "least_level": 11}}, "11"),
         ({"base": "b", "frames_per_clip": 99}, "99"),
     ],
 )
