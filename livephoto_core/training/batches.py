@@ -125,6 +125,8 @@ class Batches:
             length=length,
         )
 
+    # torch cannot stack the cache's halves under a CPU's bfloat16
+    @torch.autocast("cpu", enabled=False)
     def fixed(self, indices: list[int], timestep: int) -> Batch:
         """Whole clips, by their place in the cache, under their texts at one timestep; a clip's noise never changes."""
         latents = self.clips.latents(indices)

@@ -48,8 +48,9 @@ class Sampler:
         """
         chosen = self.held_out[:ROWS]
         base = self.base.to(next(model.parameters()).device)
-        photos = decode(base, self.batches.clips.latents(chosen)[:, 0].to(base.device)).float().cpu()
-        levels = self.batches.fixed(chosen, 0).levels[:, 0].tolist()
+        batch = self.batches.fixed(chosen, 0)
+        photos = decode(base, batch.latents[:, 0].to(base.device)).float().cpu()
+        levels = batch.levels[:, 0].tolist()
         captions = [self.texts[i % len(self.texts)] if self.texts else self.batches.clips.captions[c] for i, c in enumerate(chosen)]
         texts = [readable(base, caption) for caption in captions]
         model.host.detach()
