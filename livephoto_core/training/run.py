@@ -215,13 +215,20 @@ def is_wanted(clips: CachedClips, index: int, thresholds: tuple[float, ...], dat
     return level(float(clips.ssims[index]), thresholds) >= data.least_level and (not data.words or not words.isdisjoint(data.words))
 
 
+def process_state() -> Any:
+    """accelerate's PartialState: which process of how many this is, and its device."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    # the Accelerator reads this variable, but takes the state as it finds it
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
+
+
 def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]:
     """The model, the batches, the held-out clips and the sheet drawer of a run.
 
     What costs little is checked before clips are cached. The first of several processes fills the cache, the others wait.
     """
-    from accelerate import PartialState
-
     config = adapter_config_of(run)
     base = load_run_base(run)
     check_fit(config, base_shape(base.unet))
@@ -232,7 +239,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         check_made_from(folder, manifest.made_from if manifest else {}, encoding_of(base, config))
     else:
         folder = Path(run.data.cache or Path(run.out) / "cache")
-        state = PartialState(timeout=_PATIENCE)
+        state = process_state()
         if state.is_main_process:
             fill_cache(run, base, config, folder, state.device)
         state.wait_for_everyone()
@@ -282,9 +289,7 @@ def check_ready(run: RunConfig, resume: bool) -> None:
         raise LivePhotoError(f"there is nothing to resume: {state} does not exist; start without --resume")
     if not resume and state.exists():
         raise LivePhotoError(f"{out} holds a run: add --resume to go on with it, or choose another out")
-    from accelerate import PartialState
-
-    processes = PartialState(timeout=_PATIENCE).num_processes
+    processes = process_state().num_processes
     if run.batch % (run.accumulate * processes):
         raise LivePhotoError(
             f"batch {run.batch} cannot be shared by {processes} processes and {run.accumulate} accumulated parts: use a multiple "
