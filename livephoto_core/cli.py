@@ -224,9 +224,10 @@ def _calibrate(options: argparse.Namespace) -> None:
     _quiet_libraries()
     from .base import load_base
     from .checkpoint import read_config
-    from .commands.calibrate import measure_source, open_source, store_thresholds
+    from .commands.calibrate import measure_source, store_thresholds
     from .config import AdapterConfig
     from .data.clips import Window, report
+    from .data.source import open_source
     from .intensity import calibrate
 
     config = AdapterConfig() if options.write is None else read_config(options.write)

@@ -13,7 +13,6 @@ from ..base import Base, decode, encode_photo
 from ..checkpoint import CONFIG_KEY, opened, read_config, read_metadata, save_tensors
 from ..config import to_json
 from ..data.clips import ClipSample, Skipped, readable_clips
-from ..data.source import open_source as open_source
 from ..intensity import check_thresholds, clip_ssim
 
 

@@ -341,7 +341,7 @@ def fit(
         now = step + 1
         last = now == run.steps
         saves = last or now % run.save_every == 0
-        validates = bool(held_out) and (last or now % run.validate_every == 0)
+        validates = bool(held_out and run.validate_every) and (last or now % run.validate_every == 0)
         samples = bool(held_out and run.sample_every) and now % run.sample_every == 0
         if writer and (now % 20 == 0 or last):
             value = float(total) / run.accumulate
