@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -19,7 +18,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, Dinov2Model, PreTrainedTokenizerFast
 
+from ..checkpoint import CONFIG_KEY, opened, read_config, save_tensors
 from ..commands.calibrate import store_thresholds
+from ..config import to_json
 from ..files import atomic_folder, atomic_path
 from ..intensity import calibrate, clip_ssim
 from ..training.cache import CachedClips, build_cache
@@ -195,6 +196,21 @@ def seen_thresholds(vae: AutoencoderKL, clips: CachedClips, count: int) -> tuple
     return calibrate([float(clip_ssim((vae.decode(z).sample / 2 + 0.5).clamp(0, 1))) for z in latents])
 
 
+def without_origin(folder: Path) -> None:
+    """Take out of saved configs where on the maker's disk the part came from."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """The adapter with nothing but its config in the metadata: a run's settings name folders of the maker's disk."""
+    with opened(source) as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    save_tensors(tensors, target, {CONFIG_KEY: to_json(read_config(source))})
+
+
 def assemble(base: Path, trained: Path, out: Path) -> None:
     """A whole model folder: every part of the base in fp16, the tokenizer, the scheduler and the adapter."""
     sources = {"vae": AutoencoderKL, "image_encoder": Dinov2Model, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
@@ -206,7 +222,8 @@ def assemble(base: Path, trained: Path, out: Path) -> None:
             kind.from_pretrained(source).half().save_pretrained(folder / name)
         PreTrainedTokenizerFast.from_pretrained(base / "tokenizer").save_pretrained(folder / "tokenizer")
         new_scheduler().save_pretrained(folder / "scheduler")
-        shutil.copy(trained / "adapter.safetensors", folder / "adapter.safetensors")
+        without_origin(folder)
+        copy_adapter(trained / "adapter.safetensors", folder / "adapter.safetensors")
 
 
 def launch(processes: int, *module: str) -> None:
