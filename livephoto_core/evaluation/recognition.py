@@ -21,10 +21,13 @@ LEAST_SEEN = 1.5
 # a motion is seen when what it leaves unexplained is below this share of what a picture that stays leaves
 CLEARLY = 0.75
 STILL_CHANGE = 0.03
+# below this root mean square change of the whole clip there is nothing to explain
+NO_CHANGE = 0.003
 STEP = 0.75
 SLID_BLURS = (0.0, 1.0)
 STAYED_BLURS = (0.0, 1.0, 2.0, 4.0)
-LEAST_FLICKER = 0.03
+LEAST_FLICKER = 0.02
+MUSH = 4.0
 STREAK = 2.2
 SOFTEN = 0.6
 BALL_SPEEDS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.4, 2.0, 3.0)
@@ -199,16 +202,18 @@ def _ripple_fit(frames: torch.Tensor, reference: torch.Tensor) -> _Fit:
 
 
 def _flicker_fit(frames: torch.Tensor) -> _Fit:
-    """A gain of its own for each frame; its travel is the gain's mean step from frame to frame."""
+    """A gain of its own for each frame; its travel is how far the gain goes to and fro a frame, so that a fade has none."""
     first = frames[0]
     gains = einsum(frames, first, "f c h w, c h w -> f") / (first**2).sum().clamp(min=1e-6)
-    lit = (gains[:, None, None, None] * first).clamp(0, 1)
-    moved, stayed = ((frames - lit) ** 2).mean((1, 2, 3)), ((frames - first) ** 2).mean((1, 2, 3))
-    return _Fit(_ratio(moved, stayed), float(gains.diff().abs().mean()))
+    lit, mush = (((frames - _lit(gains, picture)) ** 2).mean((1, 2, 3)) for picture in (first, blur(first[None], MUSH)[0]))
+    stayed = ((frames - first) ** 2).mean((1, 2, 3))
+    to_and_fro = gains.diff().abs().sum() - (gains.amax() - gains.amin())
+    # darker mush is no flicker: the picture itself must be there under its light
+    return _Fit(max(_ratio(lit, stayed), _ratio(lit, mush)), float(to_and_fro) / (len(frames) - 1))
 
 
-def _half_size(pictures: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(pictures, 2)
+def _lit(gains: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+    return (gains[:, None, None, None] * picture).clamp(0, 1)
 
 
 def _ball_fit(frames: torch.Tensor) -> _Fit:
@@ -322,15 +327,17 @@ def _photo_fits(frames: torch.Tensor, reference: torch.Tensor) -> dict[str, _Fit
     }
 
 
-def _decide(fits: dict[str, _Fit], frames: torch.Tensor) -> Seen:
+def _decide(fits: dict[str, _Fit], frames: torch.Tensor, reference: torch.Tensor) -> Seen:
     """The motion that explains most, if it does so clearly and is far enough to be seen; else still, or nothing known."""
     unexplained = {motion: fit.unexplained for motion, fit in fits.items()}
+    soft, first = blur(frames, 1.0), blur(reference[None], 1.0)[0]
+    if float(((soft[0] - first) ** 2).mean()) > FIRST_OFF:
+        return Seen(UNCLEAR, 0.0, unexplained)
+    change = float(((soft - soft[0]) ** 2).mean().sqrt())
     best = min(fits, key=lambda motion: fits[motion].unexplained)
     least = LEAST_FLICKER if best == "flicker" else LEAST_SEEN
-    if fits[best].unexplained < CLEARLY and fits[best].travel >= least:
+    if change > NO_CHANGE and fits[best].unexplained < CLEARLY and fits[best].travel >= least:
         return Seen(best, fits[best].travel, unexplained)
-    soft = blur(frames, 1.0)
-    change = float(((soft - soft[0]) ** 2).mean().sqrt())
     return Seen("still" if change < STILL_CHANGE else UNCLEAR, 0.0, unexplained)
 
 
@@ -341,7 +348,7 @@ def recognise_photo(frames: torch.Tensor, reference: torch.Tensor) -> Seen:
         frames: [F, 3, S, S], 0..1.
         reference: [3, S, S], 0..1: the photograph the clip was made from.
     """
-    return _decide(_photo_fits(frames, reference), frames)
+    return _decide(_photo_fits(frames, reference), frames, reference)
 
 
 def _fill(picture: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -494,15 +501,8 @@ def recognise_thing(frames: torch.Tensor, reference: torch.Tensor, start: Placem
         mask: [T, T], 0..1: the thing's coverage of its square.
     """
     soft = blur(frames, SOFTEN)
-    first = _first_shown(soft, blur(reference[None], SOFTEN)[0])
+    # the clip's own first frame: what a decoder gets wrong of a background that stays is then no change
+    first = soft[0]
     cover = _coverage(mask, thing_path("still", 0.0, 1, start), reference.shape[-1])
     hidden = _widen((cover > 0.02).to(first.dtype))[0]
-    return _decide(_thing_fits(soft, _Stage(first, _fill(first, hidden), hidden, mask, start)), frames)
-
-
-def _first_shown(frames: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """The clip's own first frame if it shows the reference at all, else the reference.
-
-    What a decoder gets wrong of a background that stays is then the same in every frame, and not taken for a change.
-    """
-    return frames[0] if float(((frames[0] - reference) ** 2).mean()) < FIRST_OFF else reference
+    return _decide(_thing_fits(soft, _Stage(first, _fill(first, hidden), hidden, mask, start)), frames, reference)

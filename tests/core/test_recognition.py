@@ -78,6 +78,29 @@ def test_dissolving_is_no_motion(photos, motion):
     assert recognise(dissolved, clip).motion in (UNCLEAR, "still")
 
 
+def test_a_fade_and_lit_mush_are_no_flicker(photos):
+    first = clip_of(photos, "flicker").frames[:1]
+    gains = torch.linspace(1, 0.3, FRAMES)[:, None, None, None]
+    assert recognise_photo(gains * first, first[0]).motion == UNCLEAR
+    mush = torch.cat([first, (blur(first, 6.0) * clip_of(photos, "flicker").frames[1:].mean((1, 2, 3), True) * 2).clamp(0, 1)])
+    assert recognise_photo(mush, first[0]).motion == UNCLEAR
+
+
+@pytest.mark.parametrize("motion", ["flicker", "pan left", "spin"])
+def test_a_clip_that_does_not_begin_with_the_photo_is_unclear(photos, motion):
+    clip = clip_of(photos, motion)
+    noise = torch.rand(FRAMES, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    gains = torch.tensor([1.0, 0.5] * (FRAMES // 2))[:, None, None, None]
+    assert recognise(noise, clip).motion == UNCLEAR
+    assert recognise(blur(noise[:1], 2.0) * gains, clip).motion == UNCLEAR
+
+
+@pytest.mark.parametrize("motion", ["pan left", "shake"])
+def test_a_frozen_clip_is_still(photos, motion):
+    clip = clip_of(photos, motion)
+    assert recognise(clip.frames[:1].expand(FRAMES, -1, -1, -1), clip).motion == "still"
+
+
 def test_sliding_too_little_is_still(photos):
     clip = clip_of(photos, "pan up")
     assert recognise(render(clip.scene, 0.05, FRAMES, 64), clip).motion == "still"
