@@ -55,11 +55,10 @@ def drawn_timesteps(step: int, batch: int, timesteps: int, seed: int) -> torch.T
 
 
 def drawn_places(step: int, length: int, count: int, seed: int) -> torch.Tensor | None:
-    """`count` of a clip's frame numbers in order, the first always among them; None for all."""
+    """`count` of a clip's frame numbers in order; None for all."""
     if count in (0, length):
         return None
-    others = torch.randperm(length - 1, generator=_generator(seed, 3, step))[: count - 1] + 1
-    return torch.cat([torch.zeros(1, dtype=torch.long), others.sort().values])
+    return torch.randperm(length, generator=_generator(seed, 3, step))[:count].sort().values
 
 
 class Batches:

@@ -52,12 +52,12 @@ def kept_at(alphas: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     return alphas[timesteps][:, None, None, None, None]
 
 
-def motion_weights(latents: torch.Tensor, strength: float) -> torch.Tensor:
-    """Loss weights [B, F, 1, h, w] of mean 1 for latents [B, F, C, h, w]: larger where a frame differs from the first.
+def motion_weights(latents: torch.Tensor, reference: torch.Tensor, strength: float) -> torch.Tensor:
+    """Loss weights [B, F, 1, h, w] of mean 1, larger where latents [B, F, C, h, w] differ from the reference [B, C, h, w].
 
     From MotiF (arXiv 2412.16153); strength 0 weighs all alike.
     """
-    change = (latents - latents[:, :1]).abs().mean(2, keepdim=True)
+    change = (latents - reference[:, None]).abs().mean(2, keepdim=True)
     weights = 1 + strength * change / change.mean((1, 2, 3, 4), keepdim=True).clamp(min=1e-6)
     return weights / weights.mean((1, 2, 3, 4), keepdim=True)
 
@@ -116,7 +116,7 @@ class TrainingModel(nn.Module):
         wanted = prediction_target(latents, batch.noise, kept, self.prediction)
         error = (self.predict(batch, noisy, reference).float() - wanted).square()
         if self.motion_weight:
-            error = error * motion_weights(latents, self.motion_weight)
+            error = error * motion_weights(latents, reference, self.motion_weight)
         return error.mean((1, 2, 3, 4))
 
     def trained(self) -> dict[str, nn.Parameter]:

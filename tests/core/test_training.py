@@ -124,9 +124,10 @@ def test_levels_follow_the_clips_own_ssim(cache_folder):
     assert levels == sorted(levels, reverse=True) and levels[0] == 10 and levels[-1] == 1
 
 
-def test_drawn_frames_keep_the_first_and_the_order():
+def test_drawn_frames_keep_the_order_and_come_from_the_whole_clip():
     places = drawn_places(3, 16, 8, 0)
-    assert len(places) == 8 and places[0] == 0 and torch.equal(places, places.unique())
+    assert len(places) == 8 and torch.equal(places, places.unique())
+    assert {int(p) for step in range(60) for p in drawn_places(step, 16, 2, 0)} == set(range(16))
     assert drawn_places(3, 16, 0, 0) is None and drawn_places(3, 16, 16, 0) is None
 
 
@@ -159,8 +160,16 @@ def test_drawn_frames_train_where_their_numbers_lie(run_file):
 def test_motion_weights_have_mean_one_and_stress_what_moves():
     latents = torch.zeros(1, 2, 3, 4, 4)
     latents[0, 1, :, 0, 0] = 1
-    found = motion_weights(latents, 2.0)
+    found = motion_weights(latents, latents[:, 0], 2.0)
     assert found.mean() == pytest.approx(1) and found[0, 1, 0, 0, 0] > 10 * found[0, 1, 0, 3, 3]
+
+
+def test_motion_weights_of_a_single_late_frame_compare_it_with_the_clips_first():
+    """The first frame need not be among those drawn."""
+    latents = torch.zeros(1, 1, 3, 4, 4)
+    latents[..., 0, 0] = 1
+    found = motion_weights(latents, torch.zeros(1, 3, 4, 4), 2.0)
+    assert found[0, 0, 0, 0, 0] > 10 * found[0, 0, 0, 3, 3]
 
 
 def test_training_lowers_the_loss_and_leaves_a_frozen_base_alone(run_file, tmp_path, tiny_base_folder):
