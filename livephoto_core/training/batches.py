@@ -47,11 +47,15 @@ def clip_order(clips: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(clips, generator=_generator(seed, 1, epoch))
 
 
-def drawn_timesteps(step: int, batch: int, timesteps: int, seed: int) -> torch.Tensor:
-    """Stratified timesteps [batch]: one from each of `batch` equal parts of the schedule, in random order."""
+def drawn_timesteps(step: int, batch: int, timesteps: int, seed: int, shift: float = 1.0) -> torch.Tensor:
+    """Stratified timesteps [batch]: one from each of `batch` equal parts of the schedule, in random order.
+
+    A `shift` above 1 moves them towards the noisy end, t -> s t / (1 + (s - 1) t) (Stable Diffusion 3, arXiv 2403.03206, eq. 23).
+    """
     generator = _generator(seed, 2, step)
-    parts = torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)
-    return (parts / batch * timesteps).long().clamp(max=timesteps - 1)
+    share = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
+    share = shift * share / (1 + (shift - 1) * share)
+    return (share * timesteps).long().clamp(max=timesteps - 1)
 
 
 def drawn_places(step: int, length: int, count: int, seed: int) -> torch.Tensor | None:
@@ -69,7 +73,7 @@ class Batches:
     thresholds: nine SSIM values, see `intensity.level`.
     batch: clips of a step, over all processes and accumulated parts.
     frames_per_clip: how many frames of a clip a step trains on, 0 for all.
-    timesteps: of the noise schedule.
+    timesteps: of the noise schedule; timestep_shift: see `drawn_timesteps`.
     """
 
     def __init__(
@@ -84,11 +88,13 @@ class Batches:
         text_drop: float,
         frames_per_clip: int = 0,
         timesteps: int = 1000,
+        timestep_shift: float = 1.0,
     ):
         self.clips, self.indices = clips, indices
         self.text_ids, self.empty_ids = text_ids, empty_ids
         self.thresholds, self.batch, self.seed = thresholds, batch, seed
-        self.text_drop, self.frames_per_clip, self.timesteps = text_drop, frames_per_clip, timesteps
+        self.text_drop, self.frames_per_clip = text_drop, frames_per_clip
+        self.timesteps, self.timestep_shift = timesteps, timestep_shift
         self._epoch, self._order = -1, torch.empty(0)
 
     def _picked(self, position: int) -> int:
@@ -103,7 +109,7 @@ class Batches:
         rows = rows or range(self.batch)
         positions = [step * self.batch + r for r in rows]
         indices = [self._picked(p) for p in positions]
-        timesteps = drawn_timesteps(step, self.batch, self.timesteps, self.seed)[list(rows)]
+        timesteps = drawn_timesteps(step, self.batch, self.timesteps, self.seed, self.timestep_shift)[list(rows)]
         latents = self.clips.latents(indices)
         length = latents.shape[1]
         places = drawn_places(step, length, self.frames_per_clip, self.seed)

@@ -266,6 +266,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         run.text_drop,
         run.frames_per_clip,
         config.schedule.timesteps,
+        run.timestep_shift,
     )
     sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)
     return model, batches, list(range(held_out)), sampler

@@ -33,6 +33,7 @@ FIXED_SETTINGS = (
     "text_drop",
     "frames_per_clip",
     "motion_weight",
+    "timestep_shift",
     "seed",
 )
 

@@ -124,6 +124,15 @@ def test_levels_follow_the_clips_own_ssim(cache_folder):
     assert levels == sorted(levels, reverse=True) and levels[0] == 10 and levels[-1] == 1
 
 
+def test_shifted_timesteps_crowd_the_noisy_end_and_stay_stratified():
+    """Shift 3 maps the middle of the schedule to three quarters of it."""
+    plain, shifted = (drawn_timesteps(5, 64, 1000, 0, shift).sort().values for shift in (1.0, 3.0))
+    assert (plain >= 500).sum() == 32
+    assert abs(int((shifted >= 750).sum()) - 32) <= 1 and shifted.min() >= 0 and shifted.max() <= 999
+    share = (torch.arange(64) + 0.5) / 64
+    torch.testing.assert_close(shifted.float() / 1000, 3 * share / (1 + 2 * share), atol=0.025, rtol=0)
+
+
 def test_drawn_frames_keep_the_order_and_come_from_the_whole_clip():
     places = drawn_places(3, 16, 8, 0)
     assert len(places) == 8 and torch.equal(places, places.unique())
