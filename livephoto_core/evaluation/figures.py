@@ -10,7 +10,7 @@ import torch
 from ..demo.clips import DemoClip
 from ..demo.motions import SPEEDS
 from ..demo.scenes import render, true_path
-from .recognition import warp
+from .matching import warp
 
 INTERVAL = 0.95
 BOOTSTRAP_DRAWS = 1000

@@ -16,9 +16,12 @@ from livephoto_core.demo.sprites import HELD_OUT_SHAPES
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.evaluation import demo_report, figures
 from livephoto_core.evaluation.bench import LEAST_INTENSITY, LEAST_TRAVEL, bench_clips, travel
-from livephoto_core.evaluation.demo_report import Model, level_figures, measure_demo, recognise, to_markdown
 from livephoto_core.evaluation.generate import BatchSampling, batch_generator
-from livephoto_core.evaluation.recognition import UNCLEAR, blur, recognise_photo
+from livephoto_core.evaluation.matching import blur
+from livephoto_core.evaluation.measuring import Levelled, Model, measure_words, recognise
+from livephoto_core.evaluation.recognise_photo import recognise_photo
+from livephoto_core.evaluation.report import level_figures, measure_demo, to_json, to_markdown
+from livephoto_core.evaluation.verdict import UNCLEAR
 from livephoto_core.intensity import clip_ssim
 from livephoto_core.pipeline import LivePhoto, Settings
 
@@ -199,13 +202,13 @@ def test_a_model_that_stands_still_is_told_so(photos, standing_model):
     assert found["level, Spearman a clip"] == 0
     assert found["first frame, dB"] == 100
     assert report["confusion"] == {"pan left": {"still": 1}, "pan up": {"still": 1}, "still": {"still": 2}}
-    assert json.loads(demo_report._to_json(report))["figures"]["level, Spearman pooled"]["value"] is None
+    assert json.loads(to_json(report))["figures"]["level, Spearman pooled"]["value"] is None
     assert "| right: photographs, pans | 0.000 | 0.000 to 0.000 | 2 | at least 0.9 | no |" in to_markdown(report)
 
 
 def test_level_figures_over_right_clips_alone():
-    wrong = demo_report.Levelled("pan left", 3, [0.5, 0.4, 0.3, 0.2, 0.1], 0.3, 0.3, right=False)
-    right = [demo_report.Levelled("zoom in", k, [0.1, 0.2, 0.3, 0.4, 0.5], k / 10, 0.2, right=True) for k in (1, 5, 9)]
+    wrong = Levelled("pan left", 3, [0.5, 0.4, 0.3, 0.2, 0.1], 0.3, 0.3, right=False)
+    right = [Levelled("zoom in", k, [0.1, 0.2, 0.3, 0.4, 0.5], k / 10, 0.2, right=True) for k in (1, 5, 9)]
     found = level_figures([wrong, *right])
     assert found["level, Spearman a clip"].value == pytest.approx(0.5)
     assert found["level, Spearman a clip, motion right"].value == pytest.approx(1)
@@ -216,7 +219,7 @@ def test_level_figures_over_right_clips_alone():
 def test_motion_and_colour_words_are_told_apart():
     weights = lambda text: [(word, {"left": 0.8, "red": 0.2}.get(word, 0.5)) for word in text.split()]  # noqa: E731
     captions = ["camera pans left in a red room", "camera pans left", "a red ball appears", "camera pans left in a red room"]
-    assert demo_report.measure_words(weights, captions) == [(0.8, 0.2)]
+    assert measure_words(weights, captions) == [(0.8, 0.2)]
 
 
 @torch.no_grad()
