@@ -78,7 +78,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike, m
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
         except SafetensorError as error:
-            raise _as_os_error(error) from error
+            raise as_os_error(error) from error
 
 
 def load_adapter(path: str | os.PathLike, operations: Any = nn, dtype: torch.dtype | None = torch.float32) -> LivePhotoAdapter:
@@ -219,7 +219,8 @@ def _why_unreadable(path: Path, error: SafetensorError) -> str:
     return f"{path} is not a safetensors file ({_first_line(error)}): give the path of a .safetensors file"
 
 
-def _as_os_error(error: SafetensorError) -> OSError:
+def as_os_error(error: SafetensorError) -> OSError:
+    """What the system said when safetensors could not write a file."""
     # The only trace of the cause is the system's error number in the text.
     number = re.search(r"os error (\d+)|code: (\d+)", str(error))
     code = int(number[1] or number[2]) if number else errno.EIO

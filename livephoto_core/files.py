@@ -69,6 +69,31 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def atomic_parts(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder inside `folder`; when the block succeeds, what lies in it moves up, in place of what has its names.
+
+    Files move last: where one is, the folders written with it are. If the block raises, `folder` keeps what it had.
+
+    Raises:
+        LivePhotoError: an OSError came up while writing.
+    """
+    folder = Path(folder)
+    temporary = folder / f".{secrets.token_hex(4)}"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for part in sorted(temporary.iterdir(), key=Path.is_file):
+            target = folder / part.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(part, target)
+    except OSError as error:
+        raise LivePhotoError(_write_message(folder, error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _refuse_special_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode

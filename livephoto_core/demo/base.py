@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from tqdm import tqdm
 from transformers import CLIPTextModel
 
+from ..base_write import ddim_scheduler
 from ..config import AdapterConfig, ContentShape, MotionShape, NoiseSchedule, ReweightShape
 from ..diffusers_host import base_shape
 from ..schedule import alphas_cumprod
@@ -37,16 +38,7 @@ def new_unet(size: int = 64) -> UNet2DConditionModel:
 
 def new_scheduler() -> DDIMScheduler:
     """SD1.5's noise schedule, predicting v: at high noise eps hardly teaches a small model anything."""
-    return DDIMScheduler(
-        num_train_timesteps=SCHEDULE.timesteps,
-        beta_start=SCHEDULE.beta_start,
-        beta_end=SCHEDULE.beta_end,
-        beta_schedule=SCHEDULE.kind,
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    return ddim_scheduler(SCHEDULE, "v_prediction")
 
 
 def adapter_config(unet: UNet2DConditionModel, frames: int = 16, size: int = 64) -> AdapterConfig:

@@ -38,7 +38,8 @@ class RunConfig:
 
     `batch` counts clips over all processes and accumulated steps. `frames_per_clip` trains on that many frames drawn from each
     clip, 0 for all. `motion_weight` raises the loss where the clip moves (MotiF), 0 is the paper's plain mean. `timestep_shift`
-    above 1 draws more of the noisy timesteps, where motion is decided. `rate_factors` multiplies the learning rate of parameters
+    above 1 draws more of the noisy timesteps, where motion is decided. Without `freeze_base` the UNet and the text encoder train
+    too, and `out` is then a whole base folder. `rate_factors` multiplies the learning rate of parameters
     whose name starts with the key. 0 for `validate_every` or `sample_every` is never.
 
     `image_encoder` and `tokenizer` are folders, for a base without its own; a single-file base has neither. `start_adapter` is a

@@ -316,4 +316,4 @@ def train(config: str | Path, resume: bool = False) -> None:
     run = load_run(Path(config))
     check_ready(run, resume)
     model, batches, held_out, sampler = prepare(run)
-    fit(model, batches, held_out, run, resume, sampler)
+    fit(model, sampler.base, batches, held_out, run, resume, sampler)

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from ..base import first_line
+from ..base import Base, first_line
+from ..base_write import save_base
 from ..checkpoint import save_adapter
 from ..config import to_json
 from ..errors import LivePhotoError
-from ..files import atomic_path
+from ..files import atomic_parts, atomic_path
 from ..schedule import add_noise, clean_and_noise
 from .batches import Batches, one_ahead
 from .config import RunConfig
@@ -247,28 +248,27 @@ class AveragedWeights:
             parameter.copy_(values[name])
 
 
-def export(model: TrainingModel, folder: Path, thresholds: tuple[float, ...], run: RunConfig) -> None:
-    """Write the adapter and, where the base trained too, its UNet and text encoder, as fp16.
+def export(model: TrainingModel, base: Base, folder: Path, thresholds: tuple[float, ...], run: RunConfig) -> None:
+    """Write the adapter and, where the base trained too, the whole base beside it: all of them, or nothing.
 
     The adapter's metadata name the base ("base") and hold the run's settings as JSON ("training").
 
     Raises:
-        LivePhotoError: a weight that fp16 cannot hold, or the adapter's file cannot be written.
+        LivePhotoError: a weight that fp16 cannot hold, or a file cannot be written.
     """
     config = replace(model.adapter.config, ssim_thresholds=tuple(thresholds))
     model.adapter.config = config
     settings = settings_of(run)
     metadata = {"base": settings["base"], "training": json.dumps(settings)}
-    save_adapter(model.adapter, folder / "adapter.safetensors", metadata, dtype=torch.float16)
-    if any(p.requires_grad for p in model.unet.parameters()):
-        for name, part in (("unet", model.unet), ("text_encoder", model.text_encoder)):
-            half = type(part).from_config(part.config) if name == "unet" else type(part)(part.config)
-            half.load_state_dict(part.state_dict())
-            half.half().save_pretrained(folder / name)
+    with atomic_parts(folder) as parts:
+        if not run.freeze_base:
+            save_base(base, parts)
+        save_adapter(model.adapter, parts / "adapter.safetensors", metadata, dtype=torch.float16)
 
 
 def fit(
     model: TrainingModel,
+    base: Base,
     batches: Batches,
     held_out: list[int],
     run: RunConfig,
@@ -277,8 +277,8 @@ def fit(
 ) -> None:
     """Train to `run.steps`, logging, validating, sampling and saving as the run says.
 
-    `sample(model, step)` is called with the averaged weights every `run.sample_every` steps. Saving comes before validating
-    and sampling, so that an error in those loses nothing.
+    `base` is the one that the model was made of. `sample(model, step)` is called with the averaged weights every
+    `run.sample_every` steps. Saving comes before validating and sampling, so that an error in those loses nothing.
 
     Raises:
         LivePhotoError: the batch cannot be shared out, the precision is not to be had here, the state to resume from is missing
@@ -367,6 +367,6 @@ def fit(
             accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with AveragedWeights(model, average):
-            export(model, folder, batches.thresholds, run)
+            export(model, base, folder, batches.thresholds, run)
     if writer:
         writer.close()

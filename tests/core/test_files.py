@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from livephoto_core.errors import LivePhotoError
-from livephoto_core.files import atomic_path
+from livephoto_core.files import atomic_parts, atomic_path
 
 
 def test_success_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -66,6 +66,35 @@ def test_devices_and_folders_are_refused(target):
 def test_name_too_long(tmp_path):
     with pytest.raises(LivePhotoError, match="shorter file name"), atomic_path(tmp_path / ("x" * 300 + ".gif")):
         pass
+
+
+def fill(folder, text):
+    (folder / "unet").mkdir()
+    (folder / "unet" / f"{text}.txt").write_text(text)
+    (folder / "adapter.bin").write_text(text)
+
+
+def test_parts_replace_their_namesakes_together_and_leave_the_rest(tmp_path):
+    out = tmp_path / "out"
+    (out / "log").mkdir(parents=True)
+    fill(out, "old")
+    with atomic_parts(out) as parts:
+        fill(parts, "new")
+        assert (out / "adapter.bin").read_text() == "old"
+    assert sorted(os.listdir(out)) == ["adapter.bin", "log", "unet"]
+    assert os.listdir(out / "unet") == ["new.txt"]
+    assert (out / "adapter.bin").read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_parts_of_a_block_that_raises_do_not_appear(tmp_path, error):
+    fill(tmp_path, "old")
+    with pytest.raises(LivePhotoError if error is OSError else error), atomic_parts(tmp_path) as parts:
+        fill(parts, "new")
+        raise error("stop")
+    assert sorted(os.listdir(tmp_path)) == ["adapter.bin", "unet"]
+    assert os.listdir(tmp_path / "unet") == ["old.txt"]
+    assert (tmp_path / "adapter.bin").read_text() == "old"
 
 
 FULL_DISK = """

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from livephoto_core.base import overlong_text
+from livephoto_core.base import load_base, overlong_text
 from livephoto_core.checkpoint import load_adapter, read_metadata
+from livephoto_core.cli import main
 from livephoto_core.config import to_json
 from livephoto_core.errors import LivePhotoError
+from livephoto_core.media import read_clip
 from livephoto_core.media_write import write_clip
 from livephoto_core.training.batches import Batches, drawn_places, drawn_timesteps, one_ahead
 from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
@@ -26,6 +29,7 @@ from livephoto_core.training.run import prepare, train
 from livephoto_core.training.samples import NO_CAPTION, readable
 from livephoto_core.training.trainer import (
     Average,
+    export,
     fixed_settings,
     learning_rate,
     load_state,
@@ -197,12 +201,37 @@ def test_training_lowers_the_loss_and_leaves_a_frozen_base_alone(run_file, tmp_p
     assert all(torch.equal(before[name], p) for name, p in model.unet.state_dict().items())
 
 
-def test_a_base_that_trains_is_saved_beside_the_adapter(run_file, tmp_path, tiny_base_folder):
+def test_a_base_that_trains_is_saved_whole_beside_the_adapter(run_file, tmp_path, tiny_base):
     train(run_file(freeze_base=False, steps=2))
     out = tmp_path / "run"
-    assert (out / "unet" / "config.json").is_file() and (out / "text_encoder" / "config.json").is_file()
+    saved = load_base(out)
+    assert (saved.schedule, saved.prediction_type) == (tiny_base.schedule, tiny_base.prediction_type)
+    text = ["camera pans left", ""]
+    assert saved.tokenizer(text).input_ids == tiny_base.tokenizer(text).input_ids
+    for part, trains in {"vae": False, "image_encoder": False, "unet": True, "text_encoder": True}.items():
+        before, after = (getattr(base, part).state_dict() for base in (tiny_base, saved))
+        assert before.keys() == after.keys()
+        assert trains is not all(torch.equal(value, before[name]) for name, value in after.items()), part
+    Image.effect_noise((80, 60), 60).convert("RGB").save(tmp_path / "photo.png")
+    model = ["--base", str(out), "--model", str(out / "adapter.safetensors")]
+    clip = str(tmp_path / "clip.webp")
+    assert main(["animate", str(tmp_path / "photo.png"), "camera pans left", "--steps", "1", *model, "-o", clip]) == 0
+    assert read_clip(clip).frames.shape == (FRAMES, 3, 64, 64)
+
+
+def test_what_trains_without_a_frozen_base(run_file):
     model, *_ = prepare(load_run(run_file(freeze_base=False)))
     assert {n.split(".")[0] for n in model.trained()} == {"adapter", "unet", "text_encoder"}
+
+
+def test_an_export_that_fails_leaves_nothing(run_file, tmp_path):
+    run = load_run(run_file(freeze_base=False))
+    model, batches, _, sampler = prepare(run)
+    with torch.no_grad():
+        next(model.adapter.parameters()).fill_(1e6)
+    with pytest.raises(LivePhotoError, match="not finite"):
+        export(model, sampler.base, tmp_path / "out", batches.thresholds, run)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_gradient_checkpointing_and_accumulation_change_nothing(run_file, tmp_path):
