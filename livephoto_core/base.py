@@ -125,15 +125,25 @@ def overlong_text(base: Base, text: str) -> str:
 
 
 def encode_photo(base: Base, frames: torch.Tensor) -> torch.Tensor:
+    """Pictures [N, 3, S, S], 0..1, as latents of the base, see `encode_pictures`."""
+    return encode_pictures(base.vae, frames)
+
+
+def encode_pictures(vae: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
     """Pictures [N, 3, S, S], 0..1, as latents [N, C, S / factor, S / factor] in the UNet's scale (the posterior's mean)."""
-    mean = base.vae.encode(2 * frames.to(base.device) - 1).latent_dist.mean
-    return mean * base.vae.config.scaling_factor
+    pictures = pictures.to(next(vae.parameters()).device)
+    return vae.encode(2 * pictures - 1).latent_dist.mean * vae.config.scaling_factor
 
 
 def decode(base: Base, latents: torch.Tensor, slice: int = 8) -> torch.Tensor:
-    """Latents [N, C, h, w] as pictures [N, 3, S, S], 0..1; `slice` at a time, which bounds memory."""
-    parts = (latents / base.vae.config.scaling_factor).split(slice)
-    return torch.cat([(base.vae.decode(part).sample / 2 + 0.5).clamp(0, 1) for part in parts])
+    """Latents [N, C, h, w] of the base as pictures [N, 3, S, S], 0..1, see `decode_latents`."""
+    return decode_latents(base.vae, latents, slice)
+
+
+def decode_latents(vae: nn.Module, latents: torch.Tensor, slice: int = 8) -> torch.Tensor:
+    """Latents [N, C, h, w] in the UNet's scale as pictures [N, 3, S, S], 0..1; `slice` at a time, which bounds memory."""
+    parts = (latents / vae.config.scaling_factor).split(slice)
+    return torch.cat([(vae.decode(part).sample / 2 + 0.5).clamp(0, 1) for part in parts])
 
 
 def vae_factor(base: Base) -> int:
@@ -171,10 +181,15 @@ def photo_tokens(
     parameter = next(image_encoder.parameters())
     size = content.image_size
     photos = fit_image(photos.to(parameter), size, size, "stretch")
-    mean, std = (rearrange(photos.new_tensor(v), "c -> c 1 1") for v in (_PHOTO_MEAN, _PHOTO_STD))
-    tokens = image_encoder((photos - mean) / std).last_hidden_state[:, 1:]
+    tokens = image_encoder(normalised(photos)).last_hidden_state[:, 1:]
     side = size // content.patch_size
     return tokens, (side, side)
+
+
+def normalised(photos: torch.Tensor) -> torch.Tensor:
+    """Photos [N, 3, H, W], 0..1, by ImageNet's mean and deviation, as an image encoder takes them."""
+    mean, std = (rearrange(photos.new_tensor(v), "c -> c 1 1") for v in (_PHOTO_MEAN, _PHOTO_STD))
+    return (photos - mean) / std
 
 
 def load_single_file(path: Path, tokenizer: str | Path | None, configs: Path = SD15_CONFIGS) -> Base:

@@ -12,12 +12,13 @@ from transformers import CLIPTextModel
 from ..base_write import ddim_scheduler
 from ..config import AdapterConfig, ContentShape, MotionShape, NoiseSchedule, ReweightShape
 from ..diffusers_host import base_shape
-from ..schedule import alphas_cumprod
+from ..schedule import add_noise, alphas_cumprod, prediction_target
 from ..training.cache import CachedClips
 from .vae import LATENT_CHANNELS
 
 TEXT_WIDTH = 96
 SCHEDULE = NoiseSchedule("scaled_linear")
+PREDICTION = "v_prediction"
 
 
 def new_unet(size: int = 64) -> UNet2DConditionModel:
@@ -38,7 +39,7 @@ def new_unet(size: int = 64) -> UNet2DConditionModel:
 
 def new_scheduler() -> DDIMScheduler:
     """SD1.5's noise schedule, predicting v: at high noise eps hardly teaches a small model anything."""
-    return ddim_scheduler(SCHEDULE, "v_prediction")
+    return ddim_scheduler(SCHEDULE, PREDICTION)
 
 
 def adapter_config(unet: UNet2DConditionModel, frames: int = 16, size: int = 64) -> AdapterConfig:
@@ -46,14 +47,19 @@ def adapter_config(unet: UNet2DConditionModel, frames: int = 16, size: int = 64)
     return AdapterConfig(
         base=base_shape(unet),
         motion=MotionShape(heads=2, attention_blocks=1, max_frames=32),
-        content=ContentShape(
-            encoder="demo", image_size=size, patch_size=4, token_width=96, width=96, heads=2, head_width=32, positions="rope"
-        ),
+        content=content_shape(size),
         reweight=ReweightShape(layers=3, heads=4),
         schedule=SCHEDULE,
         frames=frames,
         size=size,
         frame_stride=1,
+    )
+
+
+def content_shape(size: int = 64) -> ContentShape:
+    """The demo adapter's image branch, onto the demo's patch encoder."""
+    return ContentShape(
+        encoder="demo", image_size=size, patch_size=4, token_width=96, width=96, heads=2, head_width=32, positions="rope"
     )
 
 
@@ -88,11 +94,11 @@ def train_on_stills(
         noise = torch.randn(latents.shape, generator=generator)
         parts = torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)
         timesteps = (parts / batch * SCHEDULE.timesteps).long()
-        signal, sigma = (v[timesteps][:, None, None, None] for v in (alphas.sqrt(), (1 - alphas).sqrt()))
+        kept = alphas[timesteps][:, None, None, None]
         drop = torch.rand(batch, generator=generator) < 0.15
         ids = torch.where(drop[:, None], empty_ids[None], text_ids[chosen])
-        output = unet(signal * latents + sigma * noise, timesteps, text_encoder(ids).last_hidden_state).sample
-        loss = (output - (signal * noise - sigma * latents)).square().mean()
+        output = unet(add_noise(latents, noise, kept), timesteps, text_encoder(ids).last_hidden_state).sample
+        loss = (output - prediction_target(latents, noise, kept, PREDICTION)).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

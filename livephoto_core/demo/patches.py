@@ -9,10 +9,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Dinov2Config, Dinov2Model
 
+from ..base import normalised
 from .stills import Stills
-
-# ImageNet's statistics, as DINOv2's own preprocessing uses them
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def new_patch_encoder(size: int = 64) -> Dinov2Model:
@@ -28,12 +26,6 @@ def new_patch_encoder(size: int = 64) -> Dinov2Model:
             layerscale_value=1.0,
         )
     )
-
-
-def normalised(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures [N, 3, S, S] in 0..1 as the encoder wants them."""
-    mean, std = (torch.tensor(v, dtype=pictures.dtype, device=pictures.device)[:, None, None] for v in (MEAN, STD))
-    return (pictures - mean) / std
 
 
 def train_patch_encoder(stills: Stills, steps: int, batch: int, rate: float = 2e-3) -> Dinov2Model:

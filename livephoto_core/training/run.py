@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..animatediff import load_motion, motion_shape_of
-from ..base import Base, decode, encode_photo, load_base, photo_tokens, text_length
+from ..base import Base, load_base, text_length
 from ..checkpoint import load_adapter, read_config
 from ..config import AdapterConfig, MotionShape
 from ..data.clips import ClipSample, Skipped, Window, report
@@ -27,11 +27,12 @@ from ..data.source import open_source
 from ..diffusers_host import base_shape, check_fit
 from ..errors import LivePhotoError
 from ..files import atomic_path
-from ..intensity import calibrate, clip_ssim, level
+from ..intensity import calibrate, level
 from ..model.adapter import LivePhotoAdapter
 from .batches import Batches
 from .cache import CachedClips, EncodedClip, Manifest, cache_stream, read_manifest
 from .config import DataConfig, RunConfig, check_frames, load_run
+from .encode import encode_sample
 from .model import TrainingModel
 from .samples import Sampler
 from .trainer import STATE, fit
@@ -39,15 +40,6 @@ from .trainer import STATE, fit
 # processes wait for as long as the first one encodes clips
 _PATIENCE = timedelta(days=30)
 _SAMPLED = 64
-
-
-@torch.no_grad()
-def encode_sample(sample: ClipSample, base: Base, config: AdapterConfig, intensity_from: str) -> EncodedClip:
-    """One clip's latents, reference tokens and SSIM, without gradients."""
-    latents = torch.cat([encode_photo(base, part) for part in sample.frames.split(4)])
-    tokens, grid = photo_tokens(base.image_encoder, sample.frames[:1], config.content)
-    seen = decode(base, latents).cpu() if intensity_from == "reconstruction" else sample.frames
-    return EncodedClip(latents.cpu(), tokens[0].cpu(), grid, float(clip_ssim(seen)), sample.caption)
 
 
 def weights_digest(part: nn.Module) -> str:
@@ -138,7 +130,10 @@ def encoded(
 ) -> Iterator[EncodedClip | Skipped]:
     """A source's clips encoded; those that it skipped stay as they are."""
     for item in items:
-        yield item if isinstance(item, Skipped) else encode_sample(item, base, config, intensity_from)
+        if isinstance(item, Skipped):
+            yield item
+        else:
+            yield encode_sample(item, base.vae, base.image_encoder, config.content, intensity_from)
 
 
 def check_cache(clips: CachedClips, folder: Path, config: AdapterConfig) -> None:
