@@ -23,8 +23,8 @@ from .media import fit_image
 SD15_CONFIGS = Path(__file__).parent / "configs" / "sd15"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 # ImageNet's statistics, as DINOv2's preprocessing has them
-_PHOTO_MEAN = (0.485, 0.456, 0.406)
-_PHOTO_STD = (0.229, 0.224, 0.225)
+PHOTO_MEAN = (0.485, 0.456, 0.406)
+PHOTO_STD = (0.229, 0.224, 0.225)
 _SINGLE_FILE_PREFIXES = {
     "UNet": "model.diffusion_model.",
     "VAE": "first_stage_model.",
@@ -188,7 +188,7 @@ def photo_tokens(
 
 def normalised(photos: torch.Tensor) -> torch.Tensor:
     """Photos [N, 3, H, W], 0..1, by ImageNet's mean and deviation, as an image encoder takes them."""
-    mean, std = (rearrange(photos.new_tensor(v), "c -> c 1 1") for v in (_PHOTO_MEAN, _PHOTO_STD))
+    mean, std = (rearrange(photos.new_tensor(v), "c -> c 1 1") for v in (PHOTO_MEAN, PHOTO_STD))
     return (photos - mean) / std
 
 

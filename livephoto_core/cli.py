@@ -238,7 +238,7 @@ def _calibrate(options: argparse.Namespace) -> None:
     ssims, skipped = measure_source(source, base)
     thresholds = calibrate(ssims)
     if options.write is not None:
-        store_thresholds(options.write, thresholds)
+        store_thresholds(options.write, thresholds, "frames" if base is None else "reconstruction")
     print(report(skipped), file=sys.stderr)
     print(f"{len(ssims)} clips; levels 1 to 10 are cut at")
     print(f"ssim_thresholds = [{', '.join(f'{threshold:.6f}' for threshold in thresholds)}]")

@@ -11,6 +11,7 @@ from .errors import LivePhotoError
 
 FORMAT_VERSION = 1
 FAMILY = "sd15"
+INTENSITY_SOURCES = ("frames", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class AdapterConfig:
     """A whole LivePhoto checkpoint's config; stored as JSON in its safetensors metadata.
 
     `size` and `frame_stride` are those of training (pixels; source frames a step). `ssim_thresholds` are the nine falling SSIM
-    values between the ten intensity levels, empty before calibration.
+    values between the ten intensity levels, empty before calibration. `intensity_from` says of what: of the clips' "frames", or of
+    their VAE "reconstruction"; a checkpoint that does not say so was measured on frames.
     """
 
     base: BaseShape = field(default_factory=BaseShape)
@@ -89,6 +91,7 @@ class AdapterConfig:
     size: int = 256
     frame_stride: int = 4
     ssim_thresholds: tuple[float, ...] = ()
+    intensity_from: str = "frames"
     family: str = FAMILY
     format_version: int = FORMAT_VERSION
 
@@ -127,12 +130,23 @@ def check(config: AdapterConfig) -> None:
         raise LivePhotoError(f"content.head_width is {config.content.head_width}; rope needs a multiple of 4")
     if not 2 <= config.frames <= config.motion.max_frames:
         raise LivePhotoError(f"frames is {config.frames}; use 2 to {config.motion.max_frames} (motion.max_frames)")
+    check_intensity_source("intensity_from", config.intensity_from)
     thresholds = config.ssim_thresholds
     falling = all(math.isfinite(t) for t in thresholds) and list(thresholds) == sorted(thresholds, reverse=True)
     if thresholds and (len(thresholds) != 9 or not falling):
         raise LivePhotoError(
             f"ssim_thresholds must be nine falling SSIM values, got {list(thresholds)}: calibrate again"
         )
+
+
+def check_intensity_source(name: str, value: str) -> None:
+    """Refuse anything but one of INTENSITY_SOURCES.
+
+    Raises:
+        LivePhotoError: names the field and its value.
+    """
+    if value not in INTENSITY_SOURCES:
+        raise LivePhotoError(f"{name} is {value!r}; use {' or '.join(map(repr, INTENSITY_SOURCES))}")
 
 
 def _check_format(family: Any, version: Any) -> None:

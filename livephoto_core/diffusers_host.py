@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .conditioning import ClipCondition, check_condition, stem_channels
-from .config import AdapterConfig, BaseShape
+from .config import BaseShape
 from .errors import LivePhotoError
+from .fit import check_fit
 from .model.adapter import LivePhotoAdapter
 from .model.content import KeysValues
 
@@ -30,28 +31,6 @@ def base_shape(unet: nn.Module) -> BaseShape:
         context_width=config.cross_attention_dim if isinstance(config.cross_attention_dim, int) else -1,
         norm_groups=config.norm_num_groups,
     )
-
-
-def check_fit(config: AdapterConfig, shape: BaseShape) -> None:
-    """Refuse a UNet that the adapter was not made for.
-
-    Raises:
-        LivePhotoError: names what differs and what to load instead.
-    """
-    ours = config.base
-    if shape == ours:
-        return
-    if shape.context_width != ours.context_width and ours == BaseShape():
-        raise LivePhotoError(
-            f"LivePhoto needs an SD1.5 model (cross-attention width {ours.context_width}); this one has "
-            f"{shape.context_width}: load an SD1.5 checkpoint"
-        )
-    for name in ours.__dataclass_fields__:
-        if getattr(shape, name) != getattr(ours, name):
-            raise LivePhotoError(
-                f"the LivePhoto checkpoint was trained on a UNet with {name} {getattr(ours, name)}; this one has "
-                f"{getattr(shape, name)}: load the base model that belongs to the checkpoint"
-            )
 
 
 def grid_of(places: int, height: int, width: int) -> tuple[int, int]:

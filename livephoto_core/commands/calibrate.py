@@ -34,13 +34,18 @@ def measure_source(
     return [float(clip_ssim(_seen(clip.frames, base))) for clip in clips], skipped
 
 
-def store_thresholds(path: str | Path, thresholds: tuple[float, ...]) -> None:
+def store_thresholds(path: str | Path, thresholds: tuple[float, ...], intensity_from: str = "frames") -> None:
     """Put thresholds into a checkpoint; its weights stay as they are, and the file changes whole or not at all.
+
+    Args:
+        path: the checkpoint.
+        thresholds: nine falling SSIM values.
+        intensity_from: what they were measured on, "frames" or "reconstruction".
 
     Raises:
         LivePhotoError: no LivePhoto checkpoint, or it cannot be written.
     """
-    config = replace(read_config(path), ssim_thresholds=check_thresholds(thresholds))
+    config = replace(read_config(path), ssim_thresholds=check_thresholds(thresholds), intensity_from=intensity_from)
     metadata = {**read_metadata(path), CONFIG_KEY: to_json(config)}
     with opened(path) as file:
         # copies: a mapped file must not be replaced under its own tensors

@@ -44,6 +44,7 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
     """A checkpoint's file, shape, schedule and thresholds, a line each."""
     base, motion, content, schedule = config.base, config.motion, config.content, config.schedule
     counts = count_parameters(config)
+    thresholds = ", ".join(f"{t:.4f}" for t in config.ssim_thresholds)
     lines = {
         "file": f"{path} ({path.stat().st_size / 2**20:.1f} MiB)",
         "family": f"{config.family}, format version {config.format_version}",
@@ -53,7 +54,7 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
         "motion": f"{motion.heads} heads, {motion.attention_blocks} attention blocks, up to {motion.max_frames} frames",
         "content": f"{content.encoder}, {content.image_size} px in patches of {content.patch_size}, positions {content.positions}",
         "schedule": f"{schedule.kind} betas {schedule.beta_start:g} to {schedule.beta_end:g}, {schedule.timesteps} timesteps",
-        "levels": ", ".join(f"{t:.4f}" for t in config.ssim_thresholds) or "not calibrated",
+        "levels": f"{thresholds}, measured on {config.intensity_from}" if thresholds else "not calibrated",
         "parameters": f"{sum(counts.values()):,}",
         **{f"  {name}": f"{count:,}" for name, count in counts.items()},
         **{name: text for name, text in read_metadata(path).items() if len(text) <= 200},

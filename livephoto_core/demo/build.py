@@ -31,6 +31,7 @@ from .clips import ClipSet
 from .encode import encode_clip, load_encoders
 from .patches import train_patch_encoder
 from .photos import load_photos, package_folders, split_photos
+from .preview import preview_map
 from .sprites import HELD_OUT_SHAPES, SHAPES
 from .stills import Stills, held_out_stills
 from .text import LENGTH, new_text_encoder, teach_words, train_tokenizer
@@ -196,6 +197,13 @@ def seen_thresholds(vae: AutoencoderKL, clips: CachedClips, count: int) -> tuple
     return calibrate([float(clip_ssim((vae.decode(z).sample / 2 + 0.5).clamp(0, 1))) for z in latents])
 
 
+def make_preview(folder: Path) -> None:
+    """The colours of latents beside a VAE, for hosts that show a clip while it is sampled."""
+    vae = AutoencoderKL.from_pretrained(folder)
+    with atomic_path(folder / "preview.json") as temporary:
+        temporary.write_text(json.dumps(preview_map(vae, held_out_stills(held_out_clips(0.0), TEST_STILLS))), encoding="utf-8")
+
+
 def without_origin(folder: Path) -> None:
     """Take out of saved configs where on the maker's disk the part came from."""
     for path in folder.rglob("config.json"):
@@ -270,6 +278,7 @@ def build(
         adapter = start / "adapter.safetensors"
     make_decoder(base, decoder_steps)
     assemble(base, out / phases[-1].name, out / "demo")
+    make_preview(out / "demo" / "vae")
     vae = AutoencoderKL.from_pretrained(out / "demo" / "vae")
     store_thresholds(out / "demo" / "adapter.safetensors", seen_thresholds(vae, CachedClips(cache), CALIBRATION_CLIPS))
 

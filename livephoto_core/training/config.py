@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import AdapterConfig, from_dict
+from ..config import AdapterConfig, check_intensity_source, from_dict
 from ..errors import LivePhotoError
 
 
@@ -16,7 +16,8 @@ class DataConfig:
     """Where clips come from. kind: "folder" (clips and a CSV), "webdataset" (.tar shards) or "cache" (made before).
 
     `held_out` clips, the first of the source, are kept from training for the validation figures. `intensity_from` says on what
-    the level is measured: "frames", or their VAE "reconstruction", which a small VAE needs, since it is what a user will see.
+    the level is measured: "frames", or their VAE "reconstruction", which a small VAE needs, since it is what a user will see. A
+    "cache" that knows on what its levels were measured overrules it; the checkpoint keeps it.
 
     A run may learn from a part of the clips: those of `least_level` or more whose caption has one of `words` (none: any caption).
     A small model that sees a few strong motions first tells left from right in hundreds of steps instead of thousands.
@@ -219,8 +220,7 @@ def _check(run: RunConfig) -> None:
 def _check_data(data: DataConfig) -> None:
     if data.kind not in ("folder", "webdataset", "cache"):
         raise LivePhotoError(f"data.kind is {data.kind!r}; use 'folder', 'webdataset' or 'cache'")
-    if data.intensity_from not in ("frames", "reconstruction"):
-        raise LivePhotoError(f"data.intensity_from is {data.intensity_from!r}; use 'frames' or 'reconstruction'")
+    check_intensity_source("data.intensity_from", data.intensity_from)
     if data.held_out < 0:
         raise LivePhotoError(f"data.held_out is {data.held_out}; use 0 or more")
     if not 1 <= data.least_level <= 10:

@@ -77,6 +77,11 @@ def origin_of(run: RunConfig, source: FolderSource | ShardSource) -> dict[str, A
     }
 
 
+def made_from_of(folder: Path) -> dict[str, Any]:
+    """What the clips of a cache were made from, by name; empty where that is not known."""
+    return (read_manifest(folder) or Manifest()).made_from
+
+
 def check_made_from(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuse a cache that was made from something else.
 
@@ -230,8 +235,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     adapter = build_adapter(run, config)
     if run.data.kind == "cache":
         folder = Path(run.data.path)
-        manifest = read_manifest(folder)
-        check_made_from(folder, manifest.made_from if manifest else {}, encoding_of(base, config))
+        check_made_from(folder, made_from_of(folder), encoding_of(base, config))
     else:
         folder = Path(run.data.cache or Path(run.out) / "cache")
         state = process_state()
@@ -240,6 +244,8 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         state.wait_for_everyone()
     clips = CachedClips(folder)
     check_cache(clips, folder, config)
+    measured_on = made_from_of(folder).get("data.intensity_from", run.data.intensity_from)
+    adapter.config = replace(adapter.config, intensity_from=measured_on)
     held_out = min(run.data.held_out, len(clips) // 10)
     thresholds = config.ssim_thresholds or calibrate(clips.ssims[held_out:].tolist())
     train = [i for i in range(held_out, len(clips)) if is_wanted(clips, i, thresholds, run.data)]

@@ -130,13 +130,18 @@ def test_calibrate_writes_into_a_checkpoint(clips, tiny_adapter_file, tiny_base_
     assert main(["calibrate", str(clips), "--write", str(checkpoint), "--stride", "1"]) == 0
     after = read_config(checkpoint)
     assert after.ssim_thresholds != config.ssim_thresholds
-    assert len(after.ssim_thresholds) == 9
+    assert len(after.ssim_thresholds) == 9 and after.intensity_from == "frames"
     assert (after.base, after.motion, after.size) == (config.base, config.motion, config.size)
     assert all(torch.equal(value, before[name]) for name, value in load_adapter(checkpoint).state_dict().items())
     assert read_metadata(checkpoint) == {"made by": "tests"}
     arguments = ["calibrate", str(clips), "--write", str(checkpoint), "--stride", "1", "--base", str(tiny_base_folder)]
     assert main(arguments) == 0
-    assert read_config(checkpoint).ssim_thresholds != after.ssim_thresholds, "as the VAE restores the clips"
+    restored = read_config(checkpoint)
+    assert restored.ssim_thresholds != after.ssim_thresholds, "as the VAE restores the clips"
+    assert restored.intensity_from == "reconstruction"
+    capsys.readouterr()
+    assert main(["inspect", str(checkpoint)]) == 0
+    assert "measured on reconstruction" in capsys.readouterr().out
 
 
 def test_calibrate_by_a_csv(clips, capsys):

@@ -35,6 +35,13 @@ def test_what_is_left_out_keeps_its_default():
     assert from_dict({"motion": {"max_frames": 24}}) == AdapterConfig(motion=MotionShape(max_frames=24))
 
 
+def test_a_checkpoint_that_does_not_say_on_what_its_levels_were_measured(tiny_config):
+    values = json.loads(to_json(replace(tiny_config, ssim_thresholds=THRESHOLDS, intensity_from="reconstruction")))
+    assert from_json(json.dumps(values)).intensity_from == "reconstruction"
+    del values["intensity_from"]
+    assert from_json(json.dumps(values)).intensity_from == "frames"
+
+
 def test_whole_number_stands_for_a_fraction():
     config = from_dict({"ssim_thresholds": [1, *THRESHOLDS[1:]]})
     assert config.ssim_thresholds == (1.0, *THRESHOLDS[1:])
@@ -79,6 +86,7 @@ def test_value_of_the_wrong_kind(values, cause):
         ({"schedule": NoiseSchedule(beta_start=float("nan"))}, "beta_start is nan"),
         ({"schedule": NoiseSchedule(beta_start=0.02)}, "beta_start is 0.02, beta_end 0.012; they must rise"),
         ({"schedule": NoiseSchedule(timesteps=0)}, "schedule.timesteps is 0"),
+        ({"intensity_from": "latents"}, "intensity_from is 'latents'; use 'frames' or 'reconstruction'"),
         ({"ssim_thresholds": THRESHOLDS[:8]}, "nine falling SSIM values"),
         ({"ssim_thresholds": THRESHOLDS[::-1]}, "nine falling SSIM values"),
         ({"ssim_thresholds": (float("nan"), *THRESHOLDS[1:])}, "nine falling SSIM values"),

@@ -127,6 +127,14 @@ def test_a_cache_of_another_base(config, refused, tmp_path):
     refused(config({"kind": "cache", "path": str(tmp_path)}), "no cached clips")
 
 
+def test_a_cache_knows_on_what_its_levels_were_measured(config, tmp_path):
+    for source in ("frames", "reconstruction"):
+        folder = tmp_path / source
+        cache_stream(folder, map(encoded, range(4)), Manifest({"data.intensity_from": source}))
+        model, *_ = prepare(run_from_dict(config({"kind": "cache", "path": str(folder), "intensity_from": "frames"})))
+        assert model.adapter.config.intensity_from == source
+
+
 def test_where_a_run_lies(config, refused, tmp_path):
     (tmp_path / "file").write_text("x")
     refused(config(out=str(tmp_path / "file" / "run")), "out is", "is a file")

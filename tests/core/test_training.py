@@ -525,10 +525,12 @@ def test_resuming_nothing_says_so(run_file):
         train(run_file(), resume=True)
 
 
-def test_the_exported_adapter_knows_its_thresholds(run_file, tmp_path):
-    train(run_file(steps=1))
+def test_the_exported_adapter_knows_its_thresholds(run_file, tmp_path, cache_folder):
+    data = {"kind": "cache", "path": str(cache_folder), "held_out": 2, "intensity_from": "reconstruction"}
+    train(run_file(steps=1, data=data))
     adapter = load_adapter(tmp_path / "run" / "adapter.safetensors")
     assert adapter.config.ssim_thresholds == THRESHOLDS
+    assert adapter.config.intensity_from == "reconstruction"
     metadata = read_metadata(tmp_path / "run" / "adapter.safetensors")
     training = json.loads(metadata["training"])
     assert metadata["base"] == training["base"] == "base" and training["batch"] == 4 and training["data"]["held_out"] == 2

@@ -1,0 +1,284 @@
+"""Binds the adapter to ComfyUI's UNetModel: patches for stem and content attention, forward hooks for the motion modules.
+
+Everything acts only inside a UNet call of the patched MODEL: a wrapper around the call reads from it how many clips of how many
+frames there are. Hooks that outlive their MODEL are without effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+from einops import repeat
+from torch import nn
+
+from ..livephoto_core.conditioning import ClipCondition, check_condition, stem_channels
+from ..livephoto_core.config import BaseShape, NoiseSchedule
+from ..livephoto_core.errors import LivePhotoError
+from ..livephoto_core.fit import check_fit
+from ..livephoto_core.model.adapter import LivePhotoAdapter
+from ..livephoto_core.model.content import KeysValues
+from .types import LoadedModel, Motion, Reference
+
+KEY = "livephoto"
+# ComfyUI calls the scaled-linear schedule "linear" and the linear one "sqrt_linear"
+BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear"}
+
+
+@dataclass
+class Call:
+    """One UNet call: its condition, and what the text cross-attention now running was given."""
+
+    condition: ClipCondition
+    photo: dict[str, KeysValues]
+    hidden: torch.Tensor | None = None
+
+
+@dataclass
+class Host:
+    """What the patches of one MODEL share. `call` is set while its UNet runs; `photos` keeps keys and values over a sampling."""
+
+    adapter: LivePhotoAdapter
+    reference: Reference
+    latent: torch.Tensor
+    motion: Motion
+    image_strength: float
+    motion_strength: float
+    call: Call | None = None
+    photos: dict[tuple, dict[str, KeysValues]] = field(default_factory=dict)
+    handles: list[Any] = field(default_factory=list)
+
+
+def base_shape(model: Any) -> BaseShape:
+    """The shape of a MODEL's UNet, in the checkpoint's terms.
+
+    Raises:
+        LivePhotoError: it has no UNet of Stable Diffusion's kind.
+    """
+    unet = model.model.diffusion_model
+    if not isinstance(unet, UNetModel):
+        kind = type(model.model).__name__
+        raise LivePhotoError(f"LivePhoto needs an SD1.5 model; this one is {kind}: load an SD1.5 checkpoint")
+    config = model.model.model_config.unet_config
+    layers, depths = config["num_res_blocks"], list(config["transformer_depth"])
+    attends = []
+    for count in layers:
+        attends.append(any(depths[:count]))
+        del depths[:count]
+    return BaseShape(
+        latent_channels=config["in_channels"],
+        block_channels=tuple(config["model_channels"] * m for m in config["channel_mult"]),
+        layers_per_block=layers[0],
+        block_attention=tuple(attends),
+        context_width=config["context_dim"] or -1,
+        norm_groups=unet.out[0].num_groups,
+    )
+
+
+def block_of(site: str, layers: int) -> tuple[str, int]:
+    """ComfyUI's name of the block at a site in AnimateDiff's or diffusers' terms: "up_blocks.1.attentions.2" -> ("output", 5)."""
+    part, *numbers = site.split(".")
+    if part == "mid_block":
+        return "middle", 0
+    level, place = int(numbers[0]), int(numbers[2])
+    if part == "down_blocks":
+        return "input", 1 + level * (layers + 1) + place
+    return "output", level * (layers + 1) + place
+
+
+def _sequential(unet: UNetModel, block: tuple[str, int]) -> nn.Sequential:
+    kind, number = block
+    return unet.middle_block if kind == "middle" else {"input": unet.input_blocks, "output": unet.output_blocks}[kind][number]
+
+
+def _motion_host(unet: UNetModel, block: tuple[str, int]) -> nn.Module:
+    """The module after which a motion module comes: the spatial transformer where there is one, else the ResNet."""
+    layers = list(_sequential(unet, block))
+    return next((m for m in layers if isinstance(m, SpatialTransformer)), None) or next(
+        m for m in layers if isinstance(m, ResBlock)
+    )
+
+
+def sampling_of(model: Any, schedule: NoiseSchedule) -> nn.Module:
+    """The MODEL's own kind of model_sampling (eps, v, LCM ...) on another noise schedule."""
+    settings = {
+        "beta_schedule": BETA_SCHEDULES[schedule.kind],
+        "linear_start": schedule.beta_start,
+        "linear_end": schedule.beta_end,
+        "timesteps": schedule.timesteps,
+    }
+    return type(model.get_model_object("model_sampling"))(SimpleNamespace(sampling_settings=settings))
+
+
+def apply(
+    model: Any, livephoto: LoadedModel, reference: Reference, motion: Motion, image_strength: float, motion_strength: float
+) -> Any:
+    """A clone of a MODEL that makes clips: frames in the batch dimension, one clip a photo of the reference.
+
+    Args:
+        model: ComfyUI's ModelPatcher of an SD1.5 UNet; stays as it is.
+        livephoto: the checkpoint; its weights are loaded and offloaded with the MODEL.
+        reference: B photos.
+        motion: the level of the clips.
+        image_strength: scales stem and content attention, 1 is as trained.
+        motion_strength: scales the motion modules, 1 is as trained.
+
+    Raises:
+        LivePhotoError: another kind of model, or one that has LivePhoto already.
+    """
+    config = livephoto.config
+    check_fit(config, base_shape(model))
+    if model.get_additional_models_with_key(KEY):
+        raise LivePhotoError("this MODEL already went through Apply LivePhoto: connect the MODEL from before it")
+    latent = model.model.process_latent_in(reference.latent)
+    host = Host(livephoto.adapter, reference, latent, motion, image_strength, motion_strength)
+    layers = config.base.layers_per_block
+    patched = model.clone()
+    patched.set_additional_models(KEY, [livephoto.patcher])
+    patched.add_object_patch("model_sampling", sampling_of(model, config.schedule))
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, _around_call(host))
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, _around_sampling(host))
+    patched.set_model_input_block_patch(_stem_patch(host))
+    # plain functions, not bound methods: clone() copies the object behind a method, weights and all
+    before, after = _content_patches(host, {block_of(site, layers): site for site in host.adapter.content.names})
+    patched.set_model_attn2_patch(before)
+    patched.set_model_attn2_output_patch(after)
+    sites = {site: block_of(site, layers) for site in host.adapter.motion.names}
+    patched.set_injections(KEY, [_motion_injection(host, sites)])
+    return patched
+
+
+def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> ClipCondition:
+    """The condition of a UNet call on `batch` frames in `chunks` conds; `window` is ComfyUI's context window, if any.
+
+    Raises:
+        LivePhotoError: the batch is not made of whole clips, or of too many frames.
+    """
+    clips = len(host.latent)
+    frames, rest = divmod(batch, chunks * clips)
+    if rest:
+        raise LivePhotoError(
+            f"the latent has {batch // chunks} frames for {clips} photos: make its batch a multiple of the photos, such as 16 each"
+        )
+    most = host.adapter.config.motion.max_frames
+    if frames > most:
+        raise LivePhotoError(
+            f"the latent has {frames} frames, the LivePhoto checkpoint takes {most} at once: make its batch {most} or less, or put "
+            "LivePhoto Context Windows behind Apply LivePhoto"
+        )
+    places, length = None, frames
+    if window is not None:
+        if clips > 1:
+            raise LivePhotoError(f"context windows take one photo at a time, the reference has {clips}: sample them one by one")
+        places, length = torch.tensor(window.index_list), window.total_frames
+    if length < 2:
+        raise LivePhotoError("the latent has 1 frame, a clip at least 2: set the batch size of Empty Latent Image to 16")
+    levels = host.motion.levels(clips, length)
+    condition = ClipCondition(
+        host.latent, host.reference.tokens, host.reference.grid, levels if places is None else levels[:, places], places, length
+    )
+    return condition.repeated(chunks)
+
+
+def _around_call(host: Host) -> Callable:
+    def wrapper(executor: Any, x: torch.Tensor, timesteps: Any, context: Any, y: Any, control: Any, options: dict, **kwargs: Any):
+        chunks = len(options.get("cond_or_uncond") or [0])
+        condition = condition_of(host, len(x), chunks, options.get("context_window"))
+        if condition.latent.shape[2:] != x.shape[2:]:
+            asked, found = (f"{s[1]}x{s[0]}" for s in (x.shape[2:], condition.latent.shape[2:]))
+            raise LivePhotoError(
+                f"the latent is {asked}, the reference photo's latent {found}: give both the same size "
+                "(the LATENT of Encode Reference Photo has it); conditioning for an "
+                "area cuts the latent and does not go with LivePhoto"
+            )
+        check_condition(condition, host.adapter.config)
+        condition = replace(condition, latent=condition.latent.to(x), levels=condition.levels.to(x.device))
+        host.call = Call(condition, _photo(host, chunks, x))
+        try:
+            return executor(x, timesteps, context, y, control, options, **kwargs)
+        finally:
+            host.call = None
+
+    return wrapper
+
+
+def _around_sampling(host: Host) -> Callable:
+    def wrapper(executor: Any, *args: Any, **kwargs: Any):
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            host.photos.clear()
+
+    return wrapper
+
+
+def _photo(host: Host, chunks: int, like: torch.Tensor) -> dict[str, KeysValues]:
+    """The photos' keys and values for so many conds, computed at the first call of a sampling."""
+    key = like.device, like.dtype
+    if key not in host.photos:
+        host.photos[key] = host.adapter.photo_keys_values(host.reference.tokens.to(like), host.reference.grid)
+    if (chunks, *key) not in host.photos:
+        host.photos[(chunks, *key)] = {
+            site: KeysValues(*(repeat(part, "b ... -> (t b) ...", t=chunks) for part in (kv.keys, kv.values)))
+            for site, kv in host.photos[key].items()
+        }
+    return host.photos[(chunks, *key)]
+
+
+def _stem_patch(host: Host) -> Callable:
+    def patch(h: torch.Tensor, options: dict) -> torch.Tensor:
+        if options["block"] != ("input", 0):
+            return h
+        condition = host.call.condition
+        channels = stem_channels(condition.latent, condition.position, condition.levels)
+        return h + host.image_strength * host.adapter.stem(channels.to(h))
+
+    return patch
+
+
+def _content_patches(host: Host, sites: dict[tuple[str, int], str]) -> tuple[Callable, Callable]:
+    """Before a text cross-attention its hidden states are kept, behind it the photo's part is added."""
+
+    def before(hidden: torch.Tensor, context: Any, value: Any, options: dict):
+        host.call.hidden = hidden
+        return hidden, context, value
+
+    def after(output: torch.Tensor, options: dict) -> torch.Tensor:
+        site, hidden = sites[tuple(options["block"])], host.call.hidden
+        grid = tuple(options["activations_shape"][2:])
+        return output + host.image_strength * host.adapter.content[site](hidden, grid, host.call.photo[site])
+
+    return before, after
+
+
+def _motion_injection(host: Host, sites: dict[str, tuple[str, int]]) -> comfy.patcher_extension.PatcherInjection:
+    def eject(_: Any) -> None:
+        for handle in host.handles:
+            handle.remove()
+        host.handles.clear()
+
+    def inject(patcher: Any) -> None:
+        eject(patcher)
+        unet = patcher.model.diffusion_model
+        for site, block in sites.items():
+            host.handles.append(_motion_host(unet, block).register_forward_hook(_motion_hook(host, site)))
+
+    return comfy.patcher_extension.PatcherInjection(inject=inject, eject=eject)
+
+
+def _motion_hook(host: Host, site: str) -> Callable:
+    module = host.adapter.motion[site]
+
+    def hook(_: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        # None leaves the output as it is: this UNet now runs for another MODEL
+        if host.call is None:
+            return None
+        return output + host.motion_strength * module(output, host.call.condition.frames)
+
+    return hook
