@@ -1,13 +1,14 @@
 """What a source of training clips yields, and how a window of frames is cut out of a clip.
 
-A source is an iterable of `ClipSample | Skipped` in an order that is always the same; it has a length where that is
-known without reading the clips. A clip that cannot be used is skipped by name, it never ends an iteration.
+A source gives `ClipSample | Skipped` in an order that is always the same; it has a length where that is known without reading the
+clips. A clip that cannot be used is skipped by name, it never ends an iteration.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +36,15 @@ class Skipped:
 
     name: str
     reason: str
+
+
+class Source(Protocol):
+    """Clips in an order that is always the same."""
+
+    def __iter__(self) -> Iterator[ClipSample | Skipped]: ...
+
+    def after(self, count: int) -> Iterator[ClipSample | Skipped]:
+        """What comes after the first `count` items, which are not decoded."""
 
 
 @dataclass(frozen=True)

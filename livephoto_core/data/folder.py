@@ -51,7 +51,11 @@ class FolderSource:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[ClipSample | Skipped]:
-        return map(self._load, self._rows)
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[ClipSample | Skipped]:
+        """What comes after the first `count` rows, whose clips are not opened."""
+        return map(self._load, self._rows[count:])
 
     def _load(self, row: Skipped | _Row) -> ClipSample | Skipped:
         if isinstance(row, Skipped):

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from ..errors import LivePhotoError
@@ -40,10 +41,19 @@ class ShardSource:
         self.shards = [path for item in given for path in _expand(item)]
 
     def __iter__(self) -> Iterator[ClipSample | Skipped]:
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[ClipSample | Skipped]:
+        """What comes after the first `count` samples; those are read past in their shards, and not decoded."""
+        for item in islice(self._packed(), count, None):
+            yield item if isinstance(item, Skipped) else _load(*item, self.window)
+
+    def _packed(self) -> Iterator[tuple[dict, str] | Skipped]:
+        """Each sample as the shards hold it, with its name."""
         for shard in self.shards:
             errors: list[Exception] = []
             for record in _records(shard, errors):
-                yield _load(record, f"{shard.name}:{record['__key__']}", self.window)
+                yield record, f"{shard.name}:{record['__key__']}"
             if errors:
                 # webdataset adds the stream it read from.
                 cause = str(errors[0].args[0]).split(" @ ")[0]

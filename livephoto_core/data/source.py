@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import LivePhotoError
 from ..media import ANIMATION_FORMATS
-from .clips import ClipSample, Skipped, Window, load_sample
+from .clips import ClipSample, Skipped, Source, Window, load_sample
 from .folder import FolderSource
 from .shards import ShardSource
 
@@ -31,12 +31,16 @@ class PlainFolder:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[ClipSample | Skipped]:
-        return (load_sample(path, self.window, "", path.name) for path in self.paths)
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[ClipSample | Skipped]:
+        """What comes after the first `count` clips, which are not opened."""
+        return (load_sample(path, self.window, "", path.name) for path in self.paths[count:])
 
 
 def open_source(
     data: str | Path, window: Window, kind: str | None = None, csv: str | Path | None = None
-) -> Iterable[ClipSample | Skipped]:
+) -> Source:
     """The clips at a path.
 
     Args:

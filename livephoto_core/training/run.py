@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +117,10 @@ def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, 
         return
     manifest.made_from = made_from
     total = len(source) if isinstance(source, Sized) else None
-    with tqdm(source, desc="caching clips", unit="clip", total=total) as items:
-        rest = islice(items, manifest.position, None)
+    rest = source.after(manifest.position)
+    with tqdm(rest, desc="caching clips", unit="clip", initial=manifest.position, total=total) as items:
         try:
-            cache_stream(folder, encoded(rest, base.to(device), config, run.data.intensity_from), manifest)
+            cache_stream(folder, encoded(items, base.to(device), config, run.data.intensity_from), manifest)
         finally:
             base.to("cpu")
     skipped = report([Skipped(*item) for item in manifest.skipped])

@@ -21,6 +21,7 @@ from livephoto_core.data.clips import (
 )
 from livephoto_core.data.folder import FolderSource
 from livephoto_core.data.shards import ShardSource
+from livephoto_core.data.source import PlainFolder
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.media import stream_clip
 from livephoto_core.media_write import write_clip
@@ -356,6 +357,31 @@ def test_shards(tmp_path):
     ):
         assert [sample.name for sample in ShardSource(shards, **CUT)] == [sample.name for sample in samples]
     assert [sample.name for sample in ShardSource(tmp_path / "clips-001.tar", **CUT)] == ["clips-001.tar:c"]
+
+
+def test_what_comes_after_the_first_clips_without_decoding_those(tmp_path, monkeypatch):
+    pytest.importorskip("webdataset")
+    gif = tmp_path / "clip.gif"
+    write_clip(brightening(), gif)
+    folder, packed = tmp_path / "folder", tmp_path / "packed"
+    folder.mkdir()
+    packed.mkdir()
+    for index in range(4):
+        (folder / f"{index}.gif").write_bytes(gif.read_bytes())
+    write_csv(folder, "path,caption", *(f"{index}.gif,{index}" for index in range(4)))
+    for shard in ("ab", "cd"):
+        members = {f"{key}.{suffix}": data for key in shard for suffix, data in (("gif", gif.read_bytes()), ("txt", key.encode()))}
+        write_shard(packed / f"{shard}.tar", members)
+    opened = []
+    monkeypatch.setattr(clips, "stream_clip", lambda path: opened.append(path) or stream_clip(path))
+    for source in (FolderSource(folder, **CUT), ShardSource(packed, **CUT), PlainFolder(folder, Window(**CUT))):
+        whole = [item.name for item in source]
+        decoded = len(opened)
+        for count in range(5):
+            opened.clear()
+            assert [item.name for item in source.after(count)] == whole[count:]
+            assert len(opened) == decoded * (4 - count) / 4
+        opened.clear()
 
 
 def test_what_cannot_be_used_in_a_shard_is_skipped_by_name(tmp_path):

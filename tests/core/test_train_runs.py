@@ -15,6 +15,7 @@ from livephoto_core.data.folder import FolderSource
 from livephoto_core.data.source import PlainFolder, open_source
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.media_write import write_clip
+from livephoto_core.training import run as run_module
 from livephoto_core.training.cache import (
     SHARD,
     CachedClips,
@@ -26,6 +27,7 @@ from livephoto_core.training.cache import (
     shard_path,
 )
 from livephoto_core.training.config import RunConfig, run_from_dict
+from livephoto_core.training.encode import encode_sample
 from livephoto_core.training.run import adapter_config_of, prepare
 
 CLIPS = 12
@@ -252,6 +254,29 @@ def test_a_killed_caching_goes_on(tmp_path):
     assert seen[0] == SHARD + 1
     assert CachedClips(tmp_path).captions == [str(i) for i in range(3 * SHARD) if i != 3]
     assert read_manifest(tmp_path).skipped == [["3", "broken"]]
+
+
+def test_a_killed_caching_opens_no_cached_clip_again(config, tmp_path, monkeypatch):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    picture = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for index in range(SHARD + 2):
+        write_clip(picture, clips / f"{index:02}.gif")
+    (clips / "clips.csv").write_text("\n".join(["path,caption", *(f"{i:02}.gif,{i}" for i in range(SHARD + 2))]))
+    run = run_from_dict(config({"path": str(clips)}))
+
+    def killed(item, *rest):
+        if item.name == f"{SHARD + 1}.gif":
+            raise KeyboardInterrupt
+        return encode_sample(item, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module, "encode_sample", killed)
+        prepare(run)
+    for index in range(SHARD):
+        (clips / f"{index:02}.gif").unlink()
+    _, batches, *_ = prepare(run)
+    assert batches.clips.captions == [str(i) for i in range(SHARD + 2)]
 
 
 def test_shards_of_an_older_cache_are_not_read(tmp_path):
