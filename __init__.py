@@ -1,5 +1,8 @@
 """ComfyUI-LivePhoto: the entry point that ComfyUI calls."""
 
-from .nodes import comfy_entrypoint
 
-__all__ = ["comfy_entrypoint"]
+async def comfy_entrypoint():
+    """The pack as ComfyUI's extension; imported here, so that tools may look at this folder without ComfyUI."""
+    from .nodes import LivePhotoExtension
+
+    return LivePhotoExtension()

@@ -6,16 +6,31 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply import LivePhotoApply
 from .loaders import LivePhotoDemoLoader, LivePhotoModelLoader, register_folder
+from .measure import LivePhotoMeasureMotion
+from .motion import LivePhotoIntensity
+from .reference import LivePhotoPriorInversion, LivePhotoReferenceEncode
+from .sampling import LivePhotoPriorNoise, LivePhotoSampler
+from .text import LivePhotoTextReweight
+from .windows import LivePhotoContextWindows
 
 
 class LivePhotoExtension(ComfyExtension):
-    """What the pack adds to ComfyUI."""
+    """What the pack adds to ComfyUI; the model folder must be known before a node lists its files."""
+
+    def __init__(self) -> None:
+        register_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LivePhotoModelLoader, LivePhotoDemoLoader, LivePhotoApply]
-
-
-async def comfy_entrypoint() -> ComfyExtension:
-    """Called by ComfyUI when it loads the pack."""
-    register_folder()
-    return LivePhotoExtension()
+        return [
+            LivePhotoModelLoader,
+            LivePhotoDemoLoader,
+            LivePhotoReferenceEncode,
+            LivePhotoPriorInversion,
+            LivePhotoTextReweight,
+            LivePhotoIntensity,
+            LivePhotoApply,
+            LivePhotoPriorNoise,
+            LivePhotoSampler,
+            LivePhotoContextWindows,
+            LivePhotoMeasureMotion,
+        ]

@@ -132,9 +132,7 @@ def load_model() -> Any:
     config.set_inference_dtype(dtype, None)
     model = config.get_model(tensors, "", device=comfy.model_management.unet_offload_device())
     model.load_model_weights(tensors, "")
-    return comfy.model_patcher.ModelPatcher(
-        model, load_device=device, offload_device=comfy.model_management.unet_offload_device()
-    )
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
 
 
 def vae_names(tensors: dict[str, torch.Tensor], levels: int) -> dict[str, torch.Tensor]:
@@ -144,7 +142,9 @@ def vae_names(tensors: dict[str, torch.Tensor], levels: int) -> dict[str, torch.
         for ours, theirs in VAE_NAMES:
             name = name.replace(ours, theirs)
         for level in range(levels):
-            name = name.replace(f"down_blocks.{level}.resnets", f"down.{level}.block").replace(f"down_blocks.{level}", f"down.{level}")
+            name = name.replace(f"down_blocks.{level}.resnets", f"down.{level}.block").replace(
+                f"down_blocks.{level}", f"down.{level}"
+            )
             # the original counts the decoder's levels from the picture's side
             up = f"up.{levels - 1 - level}"
             name = name.replace(f"up_blocks.{level}.resnets", f"{up}.block").replace(f"up_blocks.{level}", up)

@@ -74,7 +74,7 @@ class LivePhotoDemoLoader(io.ComfyNode):
             display_name="Load LivePhoto Demo",
             category="LivePhoto/loaders",
             description=(
-                "The small model that comes with the pack: nothing to download, runs on a CPU. It makes clips of 16 frames of 64x64."
+                "The small model that comes with the pack: nothing to download, runs on a CPU, makes clips of 16 frames of 64x64."
             ),
             outputs=[
                 io.Model.Output(tooltip="The demo's UNet; it needs Apply LivePhoto."),

@@ -145,10 +145,12 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
             "kind": "cache",
             "path": str(cache),
             "held_out": HELD_OUT,
+            "intensity_from": "reconstruction",
             "least_level": phase.least_level,
             "words": list(phase.words),
         },
         "freeze_base": False,
+        "timestep_shift": 3.0,
         "steps": phase.steps,
         "batch": phase.batch,
         "frames_per_clip": phase.frames_per_clip,
@@ -280,7 +282,8 @@ def build(
     assemble(base, out / phases[-1].name, out / "demo")
     make_preview(out / "demo" / "vae")
     vae = AutoencoderKL.from_pretrained(out / "demo" / "vae")
-    store_thresholds(out / "demo" / "adapter.safetensors", seen_thresholds(vae, CachedClips(cache), CALIBRATION_CLIPS))
+    thresholds = seen_thresholds(vae, CachedClips(cache), CALIBRATION_CLIPS)
+    store_thresholds(out / "demo" / "adapter.safetensors", thresholds, "reconstruction")
 
 
 def main() -> None:

@@ -1,0 +1,55 @@
+"""Measuring how strongly a clip moves."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+from einops import rearrange
+
+from ..livephoto_core.errors import LivePhotoError
+from ..livephoto_core.intensity import clip_ssim, fractional_level
+from .types import LoadedModel, ModelType, Motion, MotionType
+
+
+def report(ssim: float, level: float, wanted: float | None) -> str:
+    """A line on what was measured, beside what was asked for."""
+    asked = "" if wanted is None else f", asked for {wanted:g} ({level - wanted:+.1f})"
+    return f"level {level:.1f}{asked}, SSIM {ssim:.4f}"
+
+
+class LivePhotoMeasureMotion(io.ComfyNode):
+    """SSIM and level of a clip."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LivePhotoMeasureMotion",
+            display_name="Measure Motion",
+            category="LivePhoto",
+            description="Measures how strongly a clip moves, on the scale of the LivePhoto checkpoint.",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of one clip, in order."),
+                ModelType.Input("livephoto_model", tooltip="Whose levels to measure by."),
+                MotionType.Input("motion", optional=True, tooltip="The level that was asked for, to show beside the measured one."),
+            ],
+            outputs=[
+                io.Float.Output(
+                    display_name="level", tooltip="1 to 10; its fraction tells where in the level's band the clip lies."
+                ),
+                io.Float.Output(display_name="ssim", tooltip="Mean SSIM of adjacent frames: 1 is a still clip."),
+                io.String.Output(display_name="report", tooltip="Both, and the level asked for, in words."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images: torch.Tensor, livephoto_model: LoadedModel, motion: Motion | None = None) -> io.NodeOutput:
+        thresholds = livephoto_model.config.ssim_thresholds
+        if not thresholds:
+            raise LivePhotoError(f"{livephoto_model.name} has no levels yet: run livephoto calibrate on it first")
+        if len(images) < 2:
+            raise LivePhotoError(f"motion is measured between frames, the images input has {len(images)}: connect a whole clip")
+        ssim = float(clip_ssim(rearrange(images[..., :3], "f h w c -> f c h w").float()))
+        level = float(fractional_level(ssim, thresholds))
+        text = report(ssim, level, None if motion is None else motion.level)
+        return io.NodeOutput(level, ssim, text, ui=ui.PreviewText(text))

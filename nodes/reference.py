@@ -1,0 +1,154 @@
+"""The reference photo: encoding it, and inverting its latent to noise (paper sections 3.1 to 3.3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io, ui
+from einops import rearrange
+
+from ..livephoto_core.errors import LivePhotoError
+from .comfy_host import KEY
+from .types import Reference, ReferenceType
+
+FITS = ("crop", "pad", "stretch")
+
+
+def fitted(image: torch.Tensor, width: int, height: int, fit: str) -> torch.Tensor:
+    """An IMAGE [B, H, W, 3 or more] brought to a size, three channels."""
+    from ..livephoto_core.media import fit_image
+
+    pictures = fit_image(rearrange(image[..., :3], "b h w c -> b c h w"), height, width, fit)
+    return rearrange(pictures, "b c h w -> b h w c").clamp(0, 1)
+
+
+def patch_tokens(output: Any, photos: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """A CLIP_VISION_OUTPUT's patch tokens [B, side * side, D] without the class token, and their grid.
+
+    Raises:
+        LivePhotoError: another number of pictures, or tokens that are no square of patches.
+    """
+    tokens = output["last_hidden_state"][:, 1:]
+    if len(tokens) != photos:
+        raise LivePhotoError(
+            f"CLIP Vision Encode saw {len(tokens)} pictures, the image input has {photos}: connect the same images"
+        )
+    side = math.isqrt(tokens.shape[1])
+    if side * side != tokens.shape[1]:
+        raise LivePhotoError(
+            f"the CLIP_VISION_OUTPUT has {tokens.shape[1]} patches, which is no square: load DINOv2-large in Load CLIP Vision"
+        )
+    return tokens, (side, side)
+
+
+class LivePhotoReferenceEncode(io.ComfyNode):
+    """The photo as latent and patch tokens, and the empty latent of a clip of its size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LivePhotoReferenceEncode",
+            display_name="Encode Reference Photo",
+            category="LivePhoto",
+            description="Brings the photo to the clip's size and encodes it. Its LATENT is the empty clip to sample.",
+            inputs=[
+                io.Image.Input("image", tooltip="The photo to animate; several photos give a clip each."),
+                io.Vae.Input("vae", tooltip="The VAE of the MODEL."),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    tooltip="The same photo through CLIP Vision Encode, with DINOv2 (or the demo's CLIP_VISION).",
+                ),
+                io.Int.Input("width", default=512, min=32, max=2048, step=8, tooltip="Width of the clip in pixels."),
+                io.Int.Input("height", default=512, min=32, max=2048, step=8, tooltip="Height of the clip in pixels."),
+                io.Combo.Input(
+                    "fit",
+                    options=list(FITS),
+                    default="crop",
+                    tooltip="How a photo of another shape comes to the size: cut at the sides, bars added, or stretched.",
+                ),
+                io.Int.Input("frames", default=16, min=2, max=1024, tooltip="Frames of the clip, for the LATENT output."),
+            ],
+            outputs=[
+                ReferenceType.Output(display_name="reference", tooltip="For Apply LivePhoto and Prior Noise."),
+                io.Image.Output(display_name="image", tooltip="The photo as the clip begins with it."),
+                io.Latent.Output(display_name="latent", tooltip="The empty latent of the clip, a latent a frame, for any sampler."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, image: torch.Tensor, vae: Any, clip_vision_output: Any, width: int, height: int, fit: str, frames: int
+    ) -> io.NodeOutput:
+        photo = fitted(image, width, height, fit)
+        tokens, grid = patch_tokens(clip_vision_output, len(photo))
+        latent = vae.encode(photo)
+        empty = torch.zeros(len(photo) * frames, *latent.shape[1:])
+        return io.NodeOutput(Reference(latent, tokens, grid), photo, {"samples": empty}, ui=ui.PreviewImage(photo, cls=cls))
+
+
+def invert(model: Any, conditioning: Any, latent: torch.Tensor, steps: int) -> torch.Tensor:
+    """Inv(r0) [B, C, h, w] of latents in the VAE's scale, by a MODEL without LivePhoto under the conditioning of an empty text.
+
+    ComfyUI's guider runs it: it loads the MODEL, shows progress and previews, and stops on Cancel within a step.
+    """
+    from ..livephoto_core.config import NoiseSchedule
+    from ..livephoto_core.inversion import inversion_timesteps, invert_sigmas
+
+    sampling = model.get_model_object("model_sampling")
+    sigmas = sampling.sigma(inversion_timesteps(NoiseSchedule(timesteps=len(sampling.sigmas)), steps))
+
+    def rise(denoise: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback: Any = None, **_: Any) -> torch.Tensor:
+        done = 0
+
+        def clean(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            nonlocal done
+            found = denoise(x, sigma.expand(len(x)), **extra_args)
+            callback({"i": done, "denoised": found, "x": x})
+            done += 1
+            return found
+
+        return invert_sigmas(clean, x, sigmas)
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(conditioning, conditioning)
+    guider.set_cfg(1.0)
+    show = latent_preview.prepare_callback(model, steps)
+    disable = not comfy.utils.PROGRESS_BAR_ENABLED
+    found = guider.sample(
+        torch.zeros_like(latent), latent, comfy.samplers.KSAMPLER(rise), sigmas, callback=show, disable_pbar=disable
+    )
+    return model.model.process_latent_in(found)
+
+
+class LivePhotoPriorInversion(io.ComfyNode):
+    """Adds Inv(r0) to a reference."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LivePhotoPriorInversion",
+            display_name="Invert Reference Latent",
+            category="LivePhoto",
+            description="Finds the noise that the photo comes from, so that Prior Noise can mix a trace of it into the clip's noise.",
+            inputs=[
+                io.Model.Input("model", tooltip="The base MODEL, from before Apply LivePhoto."),
+                io.Conditioning.Input("empty_text", tooltip="CLIP Text Encode of an empty text."),
+                ReferenceType.Input("reference", tooltip="From Encode Reference Photo."),
+                io.Int.Input(
+                    "steps", default=20, min=1, max=999, tooltip="Steps of the inversion, a UNet call on one picture each."
+                ),
+            ],
+            outputs=[ReferenceType.Output(display_name="reference", tooltip="The same reference, with its inverted latent.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, empty_text: Any, reference: Reference, steps: int) -> io.NodeOutput:
+        if model.get_additional_models_with_key(KEY):
+            raise LivePhotoError("Invert Reference Latent needs the base MODEL: connect the MODEL from before Apply LivePhoto")
+        return io.NodeOutput(replace(reference, inverted=invert(model, empty_text, reference.latent, steps)))

@@ -1,0 +1,90 @@
+"""Clips longer than the model takes at once, in overlapping windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.context_windows
+import torch
+from comfy_api.latest import io
+
+from ..livephoto_core.errors import LivePhotoError
+
+SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform")
+
+
+class Window(comfy.context_windows.IndexListContextWindow):
+    """A window over the batch dimension that knows how long the whole clip is; newer ComfyUI's own does too."""
+
+    def __init__(self, index_list: list[int], total_frames: int):
+        # assigned, not passed: the constructors of ComfyUI's versions differ
+        self.index_list, self.context_length, self.dim, self.total_frames = index_list, len(index_list), 0, total_frames
+
+
+class Handler(comfy.context_windows.IndexListContextHandler):
+    """ComfyUI's handler for frames in the batch dimension."""
+
+    def set_step(self, timestep: torch.Tensor, model_options: dict[str, Any]) -> None:
+        # every frame has the same timestep; ComfyUI 0.3.64 compares all of them with all sigmas
+        super().set_step(timestep[:1], model_options)
+
+    def get_context_windows(self, model: Any, x_in: torch.Tensor, model_options: dict[str, Any]) -> list[Window]:
+        windows = super().get_context_windows(model, x_in, model_options)
+        return [w if getattr(w, "total_frames", 0) else Window(w.index_list, len(x_in)) for w in windows]
+
+    def get_resized_cond(self, cond_in: list[dict] | None, x_in: torch.Tensor, window: Window, *args: Any, **kwargs: Any):
+        """The conds of a window: ComfyUI's own, and of a text with a row a frame the window's rows."""
+        resized = super().get_resized_cond(cond_in, x_in, window, *args, **kwargs)
+        for original, cut in zip(cond_in or [], resized or [], strict=True):
+            for name, value in original.get("model_conds", {}).items():
+                rows = getattr(value, "cond", None)
+                if isinstance(rows, torch.Tensor) and len(rows) == len(x_in):
+                    cut["model_conds"][name] = value._copy_with(window.get_tensor(rows))
+        return resized
+
+
+class LivePhotoContextWindows(io.ComfyNode):
+    """Sampling in windows."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LivePhotoContextWindows",
+            display_name="LivePhoto Context Windows",
+            category="LivePhoto",
+            description="Samples clips longer than 16 frames in overlapping windows; put it behind Apply LivePhoto.",
+            inputs=[
+                io.Model.Input("model", tooltip="From Apply LivePhoto."),
+                io.Int.Input(
+                    "length", default=16, min=2, max=256, tooltip="Frames of a window: as many as the model was trained on."
+                ),
+                io.Int.Input(
+                    "overlap", default=4, min=0, max=255, tooltip="Frames that neighbouring windows share, less than length."
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(SCHEDULES),
+                    default=SCHEDULES[0],
+                    tooltip="Static: the same windows at every step. Uniform: they shift with the steps, which hides their seams.",
+                ),
+                io.Boolean.Input("loop", default=False, tooltip="Join the end to the beginning; only with looped_uniform."),
+            ],
+            outputs=[io.Model.Output(tooltip="For any sampler; give it a latent of as many frames as you want.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, length: int, overlap: int, schedule: str, loop: bool) -> io.NodeOutput:
+        if overlap >= length:
+            raise LivePhotoError(f"overlap is {overlap}, a window's length {length}: make the overlap less")
+        patched = model.clone()
+        patched.model_options["context_handler"] = Handler(
+            context_schedule=comfy.context_windows.get_matching_context_schedule(schedule),
+            fuse_method=comfy.context_windows.get_matching_fuse_method(comfy.context_windows.ContextFuseMethods.PYRAMID),
+            context_length=length,
+            context_overlap=overlap,
+            context_stride=1,
+            closed_loop=loop,
+            dim=0,
+        )
+        comfy.context_windows.create_prepare_sampling_wrapper(patched)
+        return io.NodeOutput(patched)
