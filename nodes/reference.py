@@ -135,7 +135,7 @@ class LivePhotoPriorInversion(io.ComfyNode):
             node_id="LivePhotoPriorInversion",
             display_name="Invert Reference Latent",
             category="LivePhoto",
-            description="Finds the noise that the photo comes from, so that Prior Noise can mix a trace of it into the clip's noise.",
+            description="Finds the noise that the photo comes from: Prior Noise mixes a trace of it into the clip's noise.",
             inputs=[
                 io.Model.Input("model", tooltip="The base MODEL, from before Apply LivePhoto."),
                 io.Conditioning.Input("empty_text", tooltip="CLIP Text Encode of an empty text."),
