@@ -1,0 +1,107 @@
+"""The real ComfyUI: scripts run inside its python, and its server.
+
+Found by COMFYUI_PATH, else where this pack is installed in one, else at ~/comfy/ComfyUI; its python by COMFYUI_PYTHON, else its
+venv. Where there is none, every test here is skipped.
+"""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from livephoto_core.conditioning import ClipCondition, even_levels
+from livephoto_core.diffusers_host import DiffusersHost
+
+
+def _load(name):
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"livephoto_tests_{name}", Path(__file__).parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+comfy = _load("comfyui")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def comfyui():
+    """The installation under test."""
+    try:
+        return comfy.find()
+    except comfy.NoComfyUI as error:
+        pytest.skip(f"NO COMFYUI, SO NOTHING OF tests/comfyui RAN: {error}")
+
+
+@pytest.fixture(scope="session")
+def inside(comfyui, tmp_path_factory):
+    """Runs the cases of inside/SCRIPT.py; `prepare` puts files into its base directory. Returns its results by case."""
+
+    def run(script, *options, prepare=None, timeout=280):
+        folder = tmp_path_factory.mktemp(script)
+        base = comfy.make_base(folder / "base")
+        try:
+            if prepare is not None:
+                prepare(base)
+            return comfy.run_inside(comfyui, script, base, folder, *options, timeout=timeout)
+        finally:
+            shutil.rmtree(base / "models", ignore_errors=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, tmp_path_factory):
+    """A running server; see `Server` in comfyui.py."""
+    running = comfy.Server(comfyui, comfy.make_base(tmp_path_factory.mktemp("server")))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def refused():
+    """What `server.queue` raises for a graph that the server finds invalid."""
+    return comfy.Refused
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The demo model on our side: (base, adapter)."""
+    from livephoto_core.base import load_base
+    from livephoto_core.checkpoint import load_adapter
+
+    folder = Path(comfy.ROOT) / "livephoto_core" / "demo" / "weights"
+    return load_base(folder), load_adapter(folder / "adapter.safetensors")
+
+
+@pytest.fixture(scope="session")
+def replay():
+    """Gives the UNet calls that a case recorded to the diffusers host; returns the largest difference to ComfyUI's output.
+
+    An adapter of None calls the UNet alone. `text` changes the text embedding.
+    """
+
+    def run(case, unet, adapter, image_strength=1.0, motion_strength=1.0, text=lambda context: context):
+        differences = []
+        for number, chunks in enumerate(case["chunks"]):
+            x, steps, context, out = (case[f"call{number}/{name}"] for name in ("x", "t", "context", "out"))
+            clips = len(case["latent"])
+            frames = len(x) // len(chunks) // clips
+            levels = even_levels(case["level"], clips, frames)
+            condition = ClipCondition(case["latent"], case["tokens"], tuple(case["grid"]), levels).repeated(len(chunks))
+            with torch.no_grad():
+                if adapter is None:
+                    ours = unet(x, steps, text(context)).sample
+                else:
+                    host = DiffusersHost(unet, adapter, image_strength, motion_strength)
+                    with host, host.conditioned(condition):
+                        ours = unet(x, steps, text(context)).sample
+            differences.append((ours - out).abs().max().item())
+        assert differences, "nothing was recorded"
+        return max(differences)
+
+    return run
