@@ -1,0 +1,88 @@
+"""LivePhoto beside other packs' patches, stock patches and LoRAs, each before and after Apply LivePhoto."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_extras.nodes_freelunch import FreeU_V2
+from kit import apply, case, demo, prompts, run_recorded, sample
+
+import nodes
+
+SCALE, SHIFT = 1.1, 0.1
+
+
+def neighbour(model: Any) -> Any:
+    """As another pack does it: the text scaled before each text cross-attention, its output shifted."""
+    clone = model.clone()
+    clone.set_model_attn2_patch(lambda hidden, context, value, options: (hidden, context * SCALE, value * SCALE))
+    clone.set_model_attn2_output_patch(lambda output, options: output + SHIFT)
+    return clone
+
+
+def freeu(model: Any) -> Any:
+    return FreeU_V2().patch(model, 1.3, 1.4, 0.9, 0.2)[0]
+
+
+def lora(model: Any) -> Any:
+    return nodes.LoraLoaderModelOnly().load_lora_model_only(model, "style.safetensors", 0.8)[0]
+
+
+def adapters(model: Any) -> list:
+    return [patcher.model for patcher in model.get_additional_models()]
+
+
+@case
+def alone() -> dict[str, Any]:
+    return {"latents": sample(apply(), *prompts())}
+
+
+@case
+def neighbour_before() -> dict[str, Any]:
+    return run_recorded(apply(neighbour(demo().model)), *prompts())
+
+
+@case
+def neighbour_after() -> dict[str, Any]:
+    return run_recorded(neighbour(apply()), *prompts())
+
+
+@case
+def freeu_before() -> dict[str, Any]:
+    return {"latents": sample(apply(freeu(demo().model)), *prompts())}
+
+
+@case
+def freeu_after() -> dict[str, Any]:
+    return {"latents": sample(freeu(apply()), *prompts())}
+
+
+@case
+def freeu_without_livephoto() -> dict[str, Any]:
+    return {"latents": sample(freeu(demo().model), *prompts())}
+
+
+@case
+def lora_before() -> dict[str, Any]:
+    return run_recorded(apply(lora(demo().model)), *prompts())
+
+
+@case
+def lora_after() -> dict[str, Any]:
+    return run_recorded(lora(apply()), *prompts())
+
+
+@case
+def lora_taken_off_again() -> dict[str, Any]:
+    model = apply()
+    sample(lora(model), *prompts(), steps=1)
+    return {"latents": sample(model, *prompts())}
+
+
+@case
+def clones() -> dict[str, Any]:
+    """What a LoRA node's clone, one of its clones, and one made while the UNet is in use, hold of the adapter."""
+    model = apply()
+    made = [lora(model), lora(model).clone()]
+    sample(model, *prompts(), steps=1, callback=lambda *_: made.append(model.clone()))
+    return {"same": all(adapters(clone) == [demo().livephoto.adapter] for clone in made), "count": len(made)}
