@@ -35,6 +35,7 @@ FIXED_SETTINGS = (
     "frames_per_clip",
     "motion_weight",
     "timestep_shift",
+    "pool",
     "seed",
 )
 
