@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import comfy.patcher_extension
 import torch
@@ -42,7 +43,11 @@ class Call:
 
 @dataclass
 class Host:
-    """What the patches of one MODEL share. `call` is set while its UNet runs; `photos` keeps keys and values over a sampling."""
+    """What the patches of one MODEL and its clones share.
+
+    `call` is set while the UNet runs; `photos` keeps keys and values over a sampling; `users` are the clones that the hooks in
+    `handles` are injected for.
+    """
 
     adapter: LivePhotoAdapter
     reference: Reference
@@ -53,6 +58,7 @@ class Host:
     call: Call | None = None
     photos: dict[tuple, dict[str, KeysValues]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
+    users: WeakSet = field(default_factory=WeakSet)
 
 
 def base_shape(model: Any) -> BaseShape:
@@ -258,16 +264,20 @@ def _content_patches(host: Host, sites: dict[tuple[str, int], str]) -> tuple[Cal
 
 
 def _motion_injection(host: Host, sites: dict[str, tuple[str, int]]) -> comfy.patcher_extension.PatcherInjection:
-    def eject(_: Any) -> None:
-        for handle in host.handles:
-            handle.remove()
-        host.handles.clear()
+    # clone() copies is_injected, so that a clone may eject what it never injected: the hooks stay while another one needs them
+    def eject(patcher: Any) -> None:
+        host.users.discard(patcher)
+        if not host.users:
+            for handle in host.handles:
+                handle.remove()
+            host.handles.clear()
 
     def inject(patcher: Any) -> None:
-        eject(patcher)
-        unet = patcher.model.diffusion_model
-        for site, block in sites.items():
-            host.handles.append(_motion_host(unet, block).register_forward_hook(_motion_hook(host, site)))
+        if not host.users:
+            unet = patcher.model.diffusion_model
+            for site, block in sites.items():
+                host.handles.append(_motion_host(unet, block).register_forward_hook(_motion_hook(host, site)))
+        host.users.add(patcher)
 
     return comfy.patcher_extension.PatcherInjection(inject=inject, eject=eject)
 
