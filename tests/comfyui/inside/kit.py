@@ -144,7 +144,8 @@ def fill(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Random weights: ComfyUI's layers start uninitialised."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
-        scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
+        # the fan-in, but for matrices without rows
+        scale = max(1, parameter.numel() // max(1, len(parameter))) ** -0.5 if parameter.ndim > 1 else 0.3
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     return module
 
