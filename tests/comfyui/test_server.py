@@ -1,0 +1,77 @@
+"""The pack in a running server."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DEMO = {"class_type": "LivePhotoDemoLoader", "inputs": {}}
+
+
+def declared_nodes():
+    """The node ids that nodes/ declares, read from the source: importing it takes ComfyUI."""
+    sources = (Path(__file__).parents[2] / "nodes").glob("*.py")
+    return {name for source in sources for name in re.findall(r'node_id="(\w+)"', source.read_text(encoding="utf-8"))}
+
+
+def test_every_node_is_there(server):
+    nodes, known = declared_nodes(), server.object_info()
+    assert "LivePhotoApply" in nodes
+    assert nodes <= set(known)
+    for name in nodes:
+        assert known[name]["category"].startswith("LivePhoto")
+        assert known[name]["description"]
+
+
+def test_import_succeeds_and_is_quick(server):
+    log = server.log()
+    assert "IMPORT FAILED" not in log
+    assert "Error while calling comfy_entrypoint" not in log
+    seconds = re.search(r"([\d.]+) seconds: .*ComfyUI-LivePhoto", log)
+    print(seconds[0])
+    assert float(seconds[1]) < 1
+
+
+def test_graph_runs(server):
+    graph = {
+        "demo": DEMO,
+        "photo": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0x806040}},
+        "encode": {"class_type": "VAEEncode", "inputs": {"pixels": ["photo", 0], "vae": ["demo", 2]}},
+        "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["encode", 0], "vae": ["demo", 2]}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "round"}},
+    }
+    run = server.run(graph)
+    assert run.error is None
+    [picture] = server.files(run, "save")
+    assert picture.stat().st_size > 0
+
+
+def loading(name):
+    return {
+        "load": {"class_type": "LivePhotoModelLoader", "inputs": {"model_name": name}},
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["load", 0]}},
+    }
+
+
+def test_errors_name_their_node(server):
+    (server.base / "models" / "livephoto" / "cut.safetensors").write_bytes(b"\x00" * 20)
+    error = server.run(loading("cut.safetensors")).error
+    assert error["node_id"] == "load"
+    assert error["exception_type"].endswith("LivePhotoError")
+    assert "cut.safetensors" in error["exception_message"]
+    assert "get it again" in error["exception_message"] or "give the path" in error["exception_message"]
+
+
+def test_missing_checkpoint_is_named(server, refused):
+    """ComfyUI 0.3.64 does not compare the choices of a node of ours with its list; others may refuse the graph."""
+    try:
+        error = server.run(loading("none.safetensors")).error
+    except refused as answer:
+        error = answer.answer["node_errors"]["load"]
+    assert "none.safetensors" in str(error)
+
+
+def test_graph_with_a_missing_input_is_refused(server, refused):
+    graph = {"encode": {"class_type": "VAEEncode", "inputs": {}}, "show": {"class_type": "PreviewAny", "inputs": {}}}
+    with pytest.raises(refused, match="required_input_missing"):
+        server.queue(graph)
