@@ -124,7 +124,7 @@ def whole_sampling(livephoto: Any = None) -> dict[str, Any]:
     found |= {"start": torch.randn(steps[0].shape, generator=torch.manual_seed(0)), "frames": FRAMES, "cfg": 2.0}
     for name, owner in {"patched": model, "base": demo().model}.items():
         found[f"sigmas of {name}"] = owner.get_model_object("model_sampling").sigmas
-    return {**recording([]), **found}
+    return {**recording([], reference()), **found}
 
 
 @case

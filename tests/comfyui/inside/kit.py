@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.sample
@@ -123,13 +122,12 @@ def recorded(model: Any) -> tuple[Any, list[dict]]:
     return clone, calls
 
 
-def recording(calls: list[dict], count: int = 1) -> dict[str, Any]:
-    """Recorded calls as a case's result, with the condition of the demo's reference of `count` photos."""
+def recording(calls: list[dict], photo: Any, model: Any = None) -> dict[str, Any]:
+    """Recorded calls of the demo's MODEL, or another, as a case's result, with what else they were conditioned on."""
     found: dict[str, Any] = {"chunks": [call["chunks"] for call in calls]}
     for number, call in enumerate(calls):
         found |= {f"call{number}/{name}": call[name] for name in ("x", "t", "context", "out")}
-    photo = reference(count)
-    latent = demo().model.model.process_latent_in(photo.latent)
+    latent = (model or demo().model).model.process_latent_in(photo.latent)
     return {**found, "latent": latent, "tokens": photo.tokens, "grid": list(photo.grid), "level": LEVEL}
 
 
@@ -137,7 +135,7 @@ def run_recorded(model: Any, positive: list, negative: list, count: int = 1, **s
     """Sample a MODEL, and return its UNet calls and the latents."""
     clone, calls = recorded(model)
     latents = sample(clone, positive, negative, **settings)
-    return {**recording(calls, count), "latents": latents}
+    return {**recording(calls, reference(count)), "latents": latents}
 
 
 def fill(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
