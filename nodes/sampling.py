@@ -123,7 +123,10 @@ class LivePhotoSampler(io.ComfyNode):
                     "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="dpmpp_2m", tooltip="As in KSampler."
                 ),
                 io.Combo.Input(
-                    "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="normal", tooltip="As in KSampler."
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="sgm_uniform",
+                    tooltip="As in KSampler; dpmpp_2m on sgm_uniform is what livephoto animate does.",
                 ),
                 *prior_inputs(),
             ],

@@ -31,6 +31,7 @@ from .clips import ClipSet
 from .encode import encode_clip, load_encoders
 from .patches import train_patch_encoder
 from .photos import load_photos, package_folders, split_photos
+from .portable import make_portable
 from .preview import preview_map
 from .sprites import HELD_OUT_SHAPES, SHAPES
 from .stills import Stills, held_out_stills
@@ -206,14 +207,6 @@ def make_preview(folder: Path) -> None:
         temporary.write_text(json.dumps(preview_map(vae, held_out_stills(held_out_clips(0.0), TEST_STILLS))), encoding="utf-8")
 
 
-def without_origin(folder: Path) -> None:
-    """Take out of saved configs where on the maker's disk the part came from."""
-    for path in folder.rglob("config.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def copy_adapter(source: Path, target: Path) -> None:
     """The adapter with nothing but its config in the metadata: a run's settings name folders of the maker's disk."""
     with opened(source) as file:
@@ -232,7 +225,7 @@ def assemble(base: Path, trained: Path, out: Path) -> None:
             kind.from_pretrained(source).half().save_pretrained(folder / name)
         PreTrainedTokenizerFast.from_pretrained(base / "tokenizer").save_pretrained(folder / "tokenizer")
         new_scheduler().save_pretrained(folder / "scheduler")
-        without_origin(folder)
+        make_portable(folder)
         copy_adapter(trained / "adapter.safetensors", folder / "adapter.safetensors")
 
 
