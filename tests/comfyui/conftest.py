@@ -4,6 +4,7 @@ Found by COMFYUI_PATH, else where this pack is installed in one, else at ~/comfy
 venv. Where there is none, every test here is skipped.
 """
 
+import functools
 import importlib.util
 import shutil
 import sys
@@ -28,13 +29,25 @@ def _load(name):
 comfy = _load("comfyui")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def comfyui():
-    """The installation under test."""
+@functools.cache
+def _installation():
     try:
         return comfy.find()
     except comfy.NoComfyUI as error:
-        pytest.skip(f"NO COMFYUI, SO NOTHING OF tests/comfyui RAN: {error}")
+        return f"NO COMFYUI, SO NOTHING OF tests/comfyui RAN: {error}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Skips here and not in a fixture, so that pytest's summary counts all tests in one line."""
+    if isinstance(_installation(), str):
+        pytest.skip(_installation())
+
+
+@pytest.fixture(scope="session")
+def comfyui():
+    """The installation under test."""
+    return _installation()
 
 
 @pytest.fixture(scope="session")
