@@ -2,7 +2,8 @@
 
     python workflows/make_thumbnails.py --server http://127.0.0.1:8188 --photo cat.jpg
 
-A workflow that the server refuses, for want of its models, gets a drawing of its graph.
+Needs this project installed (pip install -e .). A workflow that the server refuses, for want of its models, gets a drawing of
+its graph.
 """
 
 import argparse
