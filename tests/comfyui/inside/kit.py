@@ -49,9 +49,14 @@ def part(name: str) -> ModuleType:
 @functools.cache
 def demo() -> SimpleNamespace:
     """What Load LivePhoto Demo gives."""
-    pack()
     names = "model", "clip", "vae", "clip_vision", "livephoto"
-    return SimpleNamespace(**dict(zip(names, nodes.NODE_CLASS_MAPPINGS["LivePhotoDemoLoader"].execute().result, strict=True)))
+    return SimpleNamespace(**dict(zip(names, node("LivePhotoDemoLoader"), strict=True)))
+
+
+def node(name: str, **inputs: Any) -> tuple:
+    """The outputs of one of the pack's nodes."""
+    pack()
+    return nodes.NODE_CLASS_MAPPINGS[name].execute(**inputs).result
 
 
 def photos(count: int = 1) -> torch.Tensor:

@@ -1,0 +1,94 @@
+"""One clip out of each of ComfyUI's samplers and of LivePhoto Sampler."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy_extras import nodes_custom_sampler as custom
+from kit import FRAMES, apply, case, demo, node, part, prompts, recorded, recording, reference, text
+
+import nodes
+
+SEED, STEPS, CFG, SAMPLER, SCHEDULER = 3, 4, 2.0, "dpmpp_2m", "sgm_uniform"
+
+
+@functools.cache
+def photo() -> Any:
+    """The reference with its inverted latent."""
+    return node("LivePhotoPriorInversion", model=demo().model, empty_text=text(""), reference=reference(), steps=4)[0]
+
+
+def empty() -> dict[str, torch.Tensor]:
+    return {"samples": torch.zeros(FRAMES, *photo().latent.shape[1:])}
+
+
+def ksampler(model: Any, sampler: str = SAMPLER) -> torch.Tensor:
+    return nodes.KSampler().sample(model, SEED, STEPS, CFG, sampler, SCHEDULER, *prompts(), empty())[0]["samples"]
+
+
+def livephoto_sampler(start: float, end: float) -> torch.Tensor:
+    positive, negative = prompts()
+    settings = {"frames": FRAMES, "seed": SEED, "steps": STEPS, "cfg": CFG, "sampler_name": SAMPLER, "scheduler": SCHEDULER}
+    wired = {"model": apply(), "positive": positive, "negative": negative, "reference": photo()}
+    return node("LivePhotoSampler", **wired, **settings, prior_start=start, prior_end=end)[0]["samples"]
+
+
+def advanced(noise: Any) -> torch.Tensor:
+    """SamplerCustomAdvanced."""
+    model = apply()
+    guider = custom.CFGGuider().get_guider(model, *prompts(), CFG)[0]
+    sampler = comfy.samplers.sampler_object(SAMPLER)
+    sigmas = custom.BasicScheduler().get_sigmas(model, SCHEDULER, STEPS, 1.0)[0]
+    return custom.SamplerCustomAdvanced().sample(noise, guider, sampler, sigmas, empty())[0]["samples"]
+
+
+@case
+def ksampler_recorded() -> dict[str, Any]:
+    clone, calls = recorded(apply())
+    return {"latents": ksampler(clone), **recording(calls, reference())}
+
+
+@case
+def random_noise() -> dict[str, Any]:
+    return {"latents": advanced(custom.RandomNoise().get_noise(SEED)[0])}
+
+
+@case
+def prior_noise() -> dict[str, Any]:
+    noise = node("LivePhotoPriorNoise", reference=photo(), noise_seed=SEED, prior_start=0.033, prior_end=0.016)[0]
+    plain = torch.randn(empty()["samples"].shape, generator=torch.manual_seed(SEED))
+    found = {"noise": noise.generate_noise(empty()), "plain": plain, "inverted": photo().inverted}
+    return {**found, "latents": advanced(noise)}
+
+
+@case
+def livephoto_sampler_without_prior() -> dict[str, Any]:
+    return {"latents": livephoto_sampler(0.0, 0.0)}
+
+
+@case
+def livephoto_sampler_with_prior() -> dict[str, Any]:
+    return {"latents": livephoto_sampler(0.033, 0.016)}
+
+
+@case
+def halves() -> dict[str, Any]:
+    """KSamplerAdvanced twice, and KSampler, with a sampler that remembers nothing from one step to the next."""
+    half, common, model = STEPS // 2, (STEPS, CFG, "euler", SCHEDULER, *prompts()), apply()
+    first = nodes.KSamplerAdvanced().sample(model, "enable", SEED, *common, empty(), 0, half, "enable")[0]
+    second = nodes.KSamplerAdvanced().sample(model, "disable", SEED, *common, first, half, 10000, "disable")[0]
+    return {"first": first["samples"], "latents": second["samples"], "whole": ksampler(model, "euler")}
+
+
+@case
+def no_inverted_latent() -> dict[str, Any]:
+    bare = part("nodes.sampling").PriorNoise(replace(photo(), inverted=None), SEED, 0.033, 0.016)
+    try:
+        bare.generate_noise(empty())
+    except Exception as error:
+        return {"kind": type(error).__name__, "message": str(error)}
+    return {"kind": None, "message": ""}

@@ -1,0 +1,52 @@
+"""ComfyUI's samplers make clips of the patched MODEL, and LivePhoto Sampler makes what they make."""
+
+import pytest
+import torch
+
+from livephoto_core.inversion import prior_noise
+
+
+@pytest.fixture(scope="module")
+def results(inside):
+    return inside("sampling")
+
+
+def test_ksampler_calls_the_livephoto_unet(results, demo, replay):
+    found, (base, adapter) = results("ksampler_recorded"), demo
+    assert found["chunks"] == [[1, 0]] * 4
+    assert replay(found, base.unet, adapter) < 1e-4
+    assert replay(found, base.unet, None) > 0.01
+
+
+def test_sampler_custom_advanced_gives_what_ksampler_gives(results):
+    assert torch.equal(results("random_noise")["latents"], results("ksampler_recorded")["latents"])
+
+
+def test_two_halves_give_the_whole(results):
+    found = results("halves")
+    difference = (found["latents"] - found["whole"]).abs().max().item()
+    print(f"halves: {difference:.1e}")
+    assert difference < 1e-4
+    assert not torch.allclose(found["first"], found["whole"], atol=0.1)
+
+
+def test_livephoto_sampler_without_prior_is_ksampler(results):
+    assert torch.equal(results("livephoto_sampler_without_prior")["latents"], results("ksampler_recorded")["latents"])
+
+
+def test_livephoto_sampler_with_prior_is_sampler_custom_advanced_with_prior_noise(results):
+    with_prior = results("livephoto_sampler_with_prior")["latents"]
+    assert torch.equal(with_prior, results("prior_noise")["latents"])
+    assert not torch.allclose(with_prior, results("ksampler_recorded")["latents"], atol=0.01)
+
+
+def test_prior_noise_is_the_papers(results):
+    found = results("prior_noise")
+    expected = prior_noise(found["plain"][None], found["inverted"], 0.033, 0.016)[0]
+    assert torch.allclose(found["noise"], expected, atol=1e-6)
+
+
+def test_prior_noise_without_inversion_says_what_to_connect(results):
+    found = results("no_inverted_latent")
+    assert found["kind"] == "LivePhotoError"
+    assert "put Invert Reference Latent behind Encode Reference Photo" in found["message"]
