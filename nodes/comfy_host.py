@@ -20,11 +20,12 @@ from einops import repeat
 from torch import nn
 
 from ..livephoto_core.conditioning import ClipCondition, check_condition, stem_channels
-from ..livephoto_core.config import BaseShape, NoiseSchedule
+from ..livephoto_core.config import AdapterConfig, BaseShape, NoiseSchedule
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.fit import check_fit
 from ..livephoto_core.model.adapter import LivePhotoAdapter
 from ..livephoto_core.model.content import KeysValues
+from .checks import check_numbers
 from .types import LoadedModel, Motion, Reference
 
 KEY = "livephoto"
@@ -136,12 +137,14 @@ def apply(
         motion_strength: scales the motion modules, 1 is as trained.
 
     Raises:
-        LivePhotoError: another kind of model, or one that has LivePhoto already.
+        LivePhotoError: another kind of model, one that has LivePhoto already, or a photo that was encoded for another one.
     """
     config = livephoto.config
     check_fit(config, base_shape(model))
+    check_numbers(image_strength=image_strength, motion_strength=motion_strength)
     if model.get_additional_models_with_key(KEY):
         raise LivePhotoError("this MODEL already went through Apply LivePhoto: connect the MODEL from before it")
+    check_reference(reference, motion, config)
     latent = model.model.process_latent_in(reference.latent)
     host = Host(livephoto.adapter, reference, latent, motion, image_strength, motion_strength)
     layers = config.base.layers_per_block
@@ -160,6 +163,50 @@ def apply(
     return patched
 
 
+def check_reference(reference: Reference, motion: Motion, config: AdapterConfig) -> None:
+    """Refuse a photo that was encoded with another VAE or image encoder than the checkpoint's.
+
+    Raises:
+        LivePhotoError: names what differs, both numbers and the encoder.
+    """
+    levels = motion.levels(len(reference.latent), config.frames)
+    check_condition(ClipCondition(reference.latent, reference.tokens, reference.grid, levels), config)
+    # other encoders are as wide, and see the picture in other patches
+    side = config.content.image_size // config.content.patch_size
+    if reference.grid != (side, side):
+        rows, columns = reference.grid
+        raise LivePhotoError(
+            f"the photo has {rows * columns} patch tokens ({rows}x{columns}), the LivePhoto checkpoint needs {side * side} "
+            f"({side}x{side}): encode the photo with {config.content.encoder}"
+        )
+
+
+def check_texts(conds: dict[str, list[dict]], batch: int, clips: int, width: int) -> None:
+    """Refuse texts that do not go with a latent of `batch` frames for so many clips: ComfyUI repeats or cuts rows to fit.
+
+    Args:
+        conds: a guider's, by name.
+        batch: frames of all clips.
+        clips: one a photo.
+        width: of the base's text embeddings.
+
+    Raises:
+        LivePhotoError: a text of another width, or with rows for another number of frames.
+    """
+    frames = batch // clips
+    texts = ((name, cond["cross_attn"]) for name, entries in conds.items() for cond in entries if "cross_attn" in cond)
+    for name, text in texts:
+        if text.shape[-1] != width:
+            raise LivePhotoError(
+                f"the {name} text is {text.shape[-1]} wide, the LivePhoto checkpoint needs {width}: encode it with the MODEL's CLIP"
+            )
+        if len(text) not in (1, frames, batch):
+            raise LivePhotoError(
+                f"the {name} text has rows for {len(text)} frames, the clip has {frames}: set the frames of Re-weight Motion Text "
+                f"to {frames}"
+            )
+
+
 def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> ClipCondition:
     """The condition of a UNet call on `batch` frames in `chunks` conds; `window` is ComfyUI's context window, if any.
 
@@ -173,6 +220,11 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
             f"the latent has {batch // chunks} frames for {clips} photos: make its batch a multiple of the photos, such as 16 each"
         )
     most = host.adapter.config.motion.max_frames
+    if frames > most and window is not None:
+        raise LivePhotoError(
+            f"the context windows have {frames} frames, the LivePhoto checkpoint takes {most} at once: set their length to {most} "
+            "or less"
+        )
     if frames > most:
         raise LivePhotoError(
             f"the latent has {frames} frames, the LivePhoto checkpoint takes {most} at once: make its batch {most} or less, or put "
@@ -182,7 +234,9 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
     if window is not None:
         if clips > 1:
             raise LivePhotoError(f"context windows take one photo at a time, the reference has {clips}: sample them one by one")
-        places, length = torch.tensor(window.index_list), window.total_frames
+        # newer ComfyUI may put the frame before a window in front of it
+        before = [place for place in (getattr(window, "causal_anchor_index", None),) if place is not None and place >= 0]
+        places, length = torch.tensor([*before, *window.index_list]), window.total_frames
     if length < 2:
         raise LivePhotoError("the latent has 1 frame, a clip at least 2: set the batch size of Empty Latent Image to 16")
     levels = host.motion.levels(clips, length)
@@ -203,7 +257,6 @@ def _around_call(host: Host) -> Callable:
                 "(the LATENT of Encode Reference Photo has it); conditioning for an "
                 "area cuts the latent and does not go with LivePhoto"
             )
-        check_condition(condition, host.adapter.config)
         condition = replace(condition, latent=condition.latent.to(x), levels=condition.levels.to(x.device))
         host.call = Call(condition, _photo(host, chunks, x))
         try:
@@ -215,9 +268,12 @@ def _around_call(host: Host) -> Callable:
 
 
 def _around_sampling(host: Host) -> Callable:
-    def wrapper(executor: Any, *args: Any, **kwargs: Any):
+    # here the rows of the texts are still as they came, in a UNet call they have been repeated or cut
+    def wrapper(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any):
+        width = host.adapter.config.base.context_width
+        check_texts(executor.class_obj.conds, len(noise), len(host.latent), width)
         try:
-            return executor(*args, **kwargs)
+            return executor(noise, *args, **kwargs)
         finally:
             host.photos.clear()
 

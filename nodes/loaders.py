@@ -11,6 +11,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..livephoto_core.checkpoint import load_adapter
+from ..livephoto_core.errors import LivePhotoError
 from .types import LoadedModel, ModelType
 
 FOLDER = "livephoto"
@@ -61,7 +62,12 @@ class LivePhotoModelLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load(Path(folder_paths.get_full_path_or_raise(FOLDER, model_name))))
+        path = folder_paths.get_full_path(FOLDER, model_name)
+        if path is None:
+            raise LivePhotoError(
+                f"models/{FOLDER} has no file {model_name}: put the checkpoint there, reload ComfyUI's page and choose it again"
+            )
+        return io.NodeOutput(load(Path(path)))
 
 
 class LivePhotoDemoLoader(io.ComfyNode):

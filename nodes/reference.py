@@ -13,8 +13,10 @@ import torch
 from comfy_api.latest import io, ui
 from einops import rearrange
 
+from ..livephoto_core.config import BaseShape
 from ..livephoto_core.errors import LivePhotoError
-from .comfy_host import KEY
+from .checks import check_choice
+from .comfy_host import KEY, base_shape
 from .types import Reference, ReferenceType
 
 FITS = ("crop", "pad", "stretch")
@@ -85,6 +87,7 @@ class LivePhotoReferenceEncode(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, vae: Any, clip_vision_output: Any, width: int, height: int, fit: str, frames: int
     ) -> io.NodeOutput:
+        check_choice("fit", fit, FITS)
         photo = fitted(image, width, height, fit)
         tokens, grid = patch_tokens(clip_vision_output, len(photo))
         latent = vae.encode(photo)
@@ -126,6 +129,29 @@ def invert(model: Any, conditioning: Any, latent: torch.Tensor, steps: int) -> t
     return model.model.process_latent_in(found)
 
 
+def check_inversion(base: BaseShape, conditioning: Any, reference: Reference) -> None:
+    """Refuse a text or a photo that was not encoded for a base MODEL.
+
+    Raises:
+        LivePhotoError: names what differs and both numbers.
+    """
+    channels = reference.latent.shape[1]
+    if channels != base.latent_channels:
+        raise LivePhotoError(
+            f"the reference latent has {channels} channels, the MODEL takes {base.latent_channels}: encode the photo with its VAE"
+        )
+    for text, _ in conditioning:
+        if text.shape[-1] != base.context_width:
+            raise LivePhotoError(
+                f"the empty text is {text.shape[-1]} wide, the MODEL takes {base.context_width}: encode it with the MODEL's CLIP"
+            )
+        if len(text) != 1:
+            raise LivePhotoError(
+                f"the empty text has rows for {len(text)} frames, inversion takes one row: connect CLIP Text Encode without "
+                "Re-weight Motion Text"
+            )
+
+
 class LivePhotoPriorInversion(io.ComfyNode):
     """Adds Inv(r0) to a reference."""
 
@@ -151,4 +177,5 @@ class LivePhotoPriorInversion(io.ComfyNode):
     def execute(cls, model: Any, empty_text: Any, reference: Reference, steps: int) -> io.NodeOutput:
         if model.get_additional_models_with_key(KEY):
             raise LivePhotoError("Invert Reference Latent needs the base MODEL: connect the MODEL from before Apply LivePhoto")
+        check_inversion(base_shape(model), empty_text, reference)
         return io.NodeOutput(replace(reference, inverted=invert(model, empty_text, reference.latent, steps)))

@@ -15,6 +15,7 @@ from einops import rearrange
 
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.inversion import PRIOR_END, PRIOR_START, prior_noise
+from .checks import check_choice, check_numbers
 from .types import Reference, ReferenceType
 
 
@@ -149,6 +150,10 @@ class LivePhotoSampler(io.ComfyNode):
         prior_start: float,
         prior_end: float,
     ) -> io.NodeOutput:
+        # ComfyUI takes the first of the list for a name that it does not know
+        check_choice("sampler_name", sampler_name, comfy.samplers.KSampler.SAMPLERS)
+        check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        check_numbers(cfg=cfg)
         samples = torch.zeros(len(reference.latent) * frames, *reference.latent.shape[1:])
         noise = PriorNoise(reference, seed, prior_start, prior_end).generate_noise({"samples": samples})
         clip = comfy.sample.sample(

@@ -12,6 +12,7 @@ from einops import rearrange
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.model.reweight import apply_weights
 from .bars import bars_picture
+from .checks import check_numbers
 from .types import LoadedModel, ModelType
 
 # CLIP reads a text in chunks of so many tokens, start and end included
@@ -105,6 +106,7 @@ class LivePhotoTextReweight(io.ComfyNode):
         clip: Any = None,
         text: str = "",
     ) -> io.NodeOutput:
+        check_numbers(strength=strength)
         weighed, shown = [], torch.zeros(0)
         for embedding, options in conditioning:
             weights = weigh(embedding, livephoto_model, frames)

@@ -28,7 +28,7 @@ def save_tiny_adapter(path):
     config = AdapterConfig(
         base=BaseShape(block_channels=(32, 64), layers_per_block=1, block_attention=(True, False), context_width=24),
         motion=MotionShape(heads=4, max_frames=8),
-        content=ContentShape(token_width=12, width=20, heads=2, head_width=8),
+        content=ContentShape(image_size=28, token_width=12, width=20, heads=2, head_width=8),
         reweight=ReweightShape(layers=1, heads=4),
         frames=4,
         size=64,
@@ -121,8 +121,22 @@ REFUSALS = {
     "applied_twice": "this MODEL already went through Apply LivePhoto: connect the MODEL from before it",
     "sdxl": "LivePhoto needs an SD1.5 model (cross-attention width 768); this one has 2048: load an SD1.5 checkpoint",
     "wan": "LivePhoto needs an SD1.5 model; this one is WAN21: load an SD1.5 checkpoint",
+    "text_for_other_frames": "the positive text has rows for 3 frames, the clip has 4: set the frames of Re-weight",
+    "text_of_another_width": "the negative text is 768 wide, the LivePhoto checkpoint needs 96: encode it with the MODEL's CLIP",
+    "photo_of_a_wider_encoder": "the photo's tokens are 1024 wide, the LivePhoto checkpoint needs 96: encode the photo with demo",
+    "photo_of_other_patches": "has 1369 patch tokens (37x37), the LivePhoto checkpoint needs 256 (16x16): encode the photo",
+    "photo_of_another_vae": "the reference latent has 4 channels, the LivePhoto checkpoint's base has 12: encode the photo",
+    "inversion_under_a_text_a_frame": "the empty text has rows for 4 frames, inversion takes one row: connect CLIP Text Encode",
+    "inversion_under_a_text_of_another_width": "the empty text is 768 wide, the MODEL takes 96: encode it with the MODEL's CLIP",
+    "inversion_of_another_vaes_photo": "the reference latent has 4 channels, the MODEL takes 12: encode the photo with its VAE",
     "another_base": "trained on a UNet with latent_channels 12; this one has 4: load the base model that belongs to",
 }
+
+
+def test_rows_of_a_text_are_for_the_frames_of_each_clip(results):
+    found = results("text_a_frame_of_each_clip")["latents"]
+    assert torch.equal(found, results("text_a_frame_of_all_clips")["latents"])
+    assert not torch.allclose(*found.chunk(2), atol=1e-2)
 
 
 @pytest.mark.parametrize("name", REFUSALS)

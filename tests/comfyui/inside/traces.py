@@ -7,6 +7,7 @@ import functools
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,22 @@ import comfy.model_patcher
 import comfy.supported_models
 import folder_paths
 import torch
-from kit import FRAMES, apply, case, demo, part, patcher, prompts, sample, text, tiny_model, tiny_prompts, unet_settings
+from kit import (
+    FRAMES,
+    apply,
+    case,
+    demo,
+    node,
+    part,
+    patcher,
+    prompts,
+    reference,
+    sample,
+    text,
+    tiny_model,
+    tiny_prompts,
+    unet_settings,
+)
 
 import nodes
 
@@ -57,7 +73,7 @@ def tiny_livephoto() -> Any:
 def apply_tiny(model: Any) -> Any:
     generator, types = torch.Generator().manual_seed(4), part("nodes.types")
     reference = types.Reference(
-        torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 6, TOKENS, generator=generator), (2, 3)
+        torch.randn(1, 4, 16, 16, generator=generator), torch.randn(1, 4, TOKENS, generator=generator), (2, 2)
     )
     return part("nodes.comfy_host").apply(model, tiny_livephoto(), reference, types.Motion(5), 1.0, 1.0)
 
@@ -236,6 +252,79 @@ def area() -> dict[str, Any]:
 @case
 def applied_twice() -> dict[str, Any]:
     return refused(lambda: apply(apply()))
+
+
+@case
+def text_for_other_frames() -> dict[str, Any]:
+    positive, negative = prompts()
+    rows = [[positive[0][0].expand(FRAMES - 1, -1, -1), {}]]
+    return refused(lambda: sample(apply(), rows, negative))
+
+
+@case
+def text_of_another_width() -> dict[str, Any]:
+    return refused(lambda: sample(apply(), prompts()[0], [[torch.zeros(1, 77, 768), {}]]))
+
+
+def text_a_frame(count: int) -> dict[str, Any]:
+    """Two clips under a text with so many different rows."""
+    positive, negative = prompts()
+    rows = [[positive[0][0] * torch.linspace(0.5, 1.5, count)[:, None, None], {}]]
+    return {"latents": sample(apply(count=2), rows, negative, frames=2 * FRAMES, steps=1), "text": rows[0][0]}
+
+
+@case
+def text_a_frame_of_each_clip() -> dict[str, Any]:
+    return text_a_frame(FRAMES)
+
+
+@case
+def text_a_frame_of_all_clips() -> dict[str, Any]:
+    """The same rows, given for each clip."""
+    rows = [[text_a_frame(FRAMES)["text"].repeat(2, 1, 1), {}]]
+    return {"latents": sample(apply(count=2), rows, prompts()[1], frames=2 * FRAMES, steps=1)}
+
+
+def with_reference(photo: Any) -> Any:
+    motion = part("nodes.types").Motion(5)
+    return part("nodes.comfy_host").apply(demo().model, demo().livephoto, photo, motion, 1.0, 1.0)
+
+
+@case
+def photo_of_a_wider_encoder() -> dict[str, Any]:
+    tokens = torch.zeros(1, 1369, 1024)
+    return refused(lambda: with_reference(replace(reference(), tokens=tokens, grid=(37, 37))))
+
+
+@case
+def photo_of_other_patches() -> dict[str, Any]:
+    tokens = torch.zeros(1, 1369, demo().livephoto.config.content.token_width)
+    return refused(lambda: with_reference(replace(reference(), tokens=tokens, grid=(37, 37))))
+
+
+@case
+def photo_of_another_vae() -> dict[str, Any]:
+    return refused(lambda: with_reference(replace(reference(), latent=torch.zeros(1, 4, 8, 8))))
+
+
+@case
+def inversion_under_a_text_a_frame() -> dict[str, Any]:
+    rows = [[text("")[0][0].expand(FRAMES, -1, -1), {}]]
+    inputs = {"model": demo().model, "empty_text": rows, "reference": reference(), "steps": 1}
+    return refused(lambda: node("LivePhotoPriorInversion", **inputs))
+
+
+@case
+def inversion_under_a_text_of_another_width() -> dict[str, Any]:
+    inputs = {"model": demo().model, "empty_text": [[torch.zeros(1, 77, 768), {}]], "reference": reference(), "steps": 1}
+    return refused(lambda: node("LivePhotoPriorInversion", **inputs))
+
+
+@case
+def inversion_of_another_vaes_photo() -> dict[str, Any]:
+    photo = replace(reference(), latent=torch.zeros(1, 4, 8, 8))
+    inputs = {"model": demo().model, "empty_text": text(""), "reference": photo, "steps": 1}
+    return refused(lambda: node("LivePhotoPriorInversion", **inputs))
 
 
 def refused_model(model: Any, livephoto: Any, *inputs: torch.Tensor) -> dict[str, Any]:
