@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import comfy.context_windows
+import comfy.controlnet
 import torch
 from comfy_api.latest import io
 
 from ..livephoto_core.errors import LivePhotoError
+from .checks import check_choice
 
 SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform")
 
@@ -25,22 +28,45 @@ class Handler(comfy.context_windows.IndexListContextHandler):
     """ComfyUI's handler for frames in the batch dimension."""
 
     def set_step(self, timestep: torch.Tensor, model_options: dict[str, Any]) -> None:
-        # every frame has the same timestep; ComfyUI 0.3.64 compares all of them with all sigmas
-        super().set_step(timestep[:1], model_options)
+        # every frame has the same timestep; ComfyUI 0.3.64 compares all of them with all sigmas, and fails at those between two
+        # steps, where samplers such as dpmpp_sde call the model too
+        sigmas = model_options["transformer_options"]["sample_sigmas"]
+        matches = torch.nonzero(torch.isclose(sigmas, timestep[0].to(sigmas.dtype), rtol=1e-4))
+        if len(matches):
+            self._step = int(matches[0])
 
     def get_context_windows(self, model: Any, x_in: torch.Tensor, model_options: dict[str, Any]) -> list[Window]:
         windows = super().get_context_windows(model, x_in, model_options)
         return [w if getattr(w, "total_frames", 0) else Window(w.index_list, len(x_in)) for w in windows]
 
     def get_resized_cond(self, cond_in: list[dict] | None, x_in: torch.Tensor, window: Window, *args: Any, **kwargs: Any):
-        """The conds of a window: ComfyUI's own, and of a text with a row a frame the window's rows."""
+        """The conds of a window: ComfyUI's own, and the window's rows of a text and hints of a ControlNet with one a frame."""
         resized = super().get_resized_cond(cond_in, x_in, window, *args, **kwargs)
         for original, cut in zip(cond_in or [], resized or [], strict=True):
             for name, value in original.get("model_conds", {}).items():
                 rows = getattr(value, "cond", None)
                 if isinstance(rows, torch.Tensor) and len(rows) == len(x_in):
                     cut["model_conds"][name] = value._copy_with(window.get_tensor(rows))
+            if "control" in cut:
+                cut["control"] = _control_of(cut["control"], window, len(x_in))
         return resized
+
+
+def _control_of(control: Any, window: Window, frames: int) -> Any:
+    """A ControlNet with the hints of a window's frames, if it has one a frame; ComfyUI itself gives each window the first ones."""
+    # those of other packs see to it themselves
+    if control is None or type(control).__module__ != comfy.controlnet.__name__:
+        return control
+    # the same object for all conds of a window, or ComfyUI calls the UNet for each of them
+    made = window.__dict__.setdefault("controls", {})
+    if id(control) not in made:
+        cut = copy.copy(control)
+        cut.previous_controlnet = _control_of(control.previous_controlnet, window, frames)
+        hints = control.cond_hint_original
+        if hints is not None and len(hints) == frames:
+            cut.cond_hint_original, cut.cond_hint = window.get_tensor(hints), None
+        made[id(control)] = cut
+    return made[id(control)]
 
 
 class LivePhotoContextWindows(io.ComfyNode):
@@ -76,8 +102,8 @@ class LivePhotoContextWindows(io.ComfyNode):
     def execute(cls, model: Any, length: int, overlap: int, schedule: str, loop: bool) -> io.NodeOutput:
         if overlap >= length:
             raise LivePhotoError(f"overlap is {overlap}, a window's length {length}: make the overlap less")
-        patched = model.clone()
-        patched.model_options["context_handler"] = Handler(
+        check_choice("schedule", schedule, SCHEDULES)
+        handler = Handler(
             context_schedule=comfy.context_windows.get_matching_context_schedule(schedule),
             fuse_method=comfy.context_windows.get_matching_fuse_method(comfy.context_windows.ContextFuseMethods.PYRAMID),
             context_length=length,
@@ -86,5 +112,9 @@ class LivePhotoContextWindows(io.ComfyNode):
             closed_loop=loop,
             dim=0,
         )
+        # newer ComfyUI would put a frame more into each window than the model was trained on
+        handler.causal_window_fix = False
+        patched = model.clone()
+        patched.model_options["context_handler"] = handler
         comfy.context_windows.create_prepare_sampling_wrapper(patched)
         return io.NodeOutput(patched)

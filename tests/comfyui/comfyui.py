@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,13 +135,14 @@ def _end_of(log: Path, characters: int = 4000) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A graph that ran: the outputs of its nodes, and the first error, if any.
+    """A graph that ran: the outputs of its nodes, the nodes that did not need to run, and the first error, if any.
 
     outputs: {node id: {"images": [{"filename", "subfolder", "type"}], ...}}.
     error: {"node_id", "node_type", "exception_type", "exception_message", ...} or None.
     """
 
     outputs: dict[str, Any]
+    cached: frozenset[str]
     error: dict[str, Any] | None
 
 
@@ -150,6 +154,52 @@ class Refused(Exception):
         self.answer = answer
 
 
+class Messages:
+    """What a server sends to one of its clients over a websocket, in the order in which it comes: pairs of kind and data.
+
+    Previews have the kind "preview" and their bytes as data.
+    """
+
+    def __init__(self, port: int, timeout: float = 120):
+        self.client = uuid.uuid4().hex
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout)
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = (
+            f"GET /ws?clientId={self.client} HTTP/1.1",
+            f"Host: 127.0.0.1:{port}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {key}",
+            "Sec-WebSocket-Version: 13",
+        )
+        self._socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        self._stream = self._socket.makefile("rb")
+        head = list(iter(lambda: self._stream.readline().strip(), b""))
+        if b"101" not in head[0]:
+            raise AssertionError(f"no websocket: {head[0]!r}")
+
+    def __enter__(self) -> Messages:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stream.close()
+        self._socket.close()
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        while True:
+            # RFC 6455; a server masks nothing, and this one sends each message in one piece
+            first, second = self._stream.read(2)
+            length = second & 127
+            if extended := {126: 2, 127: 8}.get(length):
+                length = int.from_bytes(self._stream.read(extended), "big")
+            payload = self._stream.read(length)
+            if first & 15 == 1:
+                message = json.loads(payload)
+                yield message["type"], message.get("data")
+            elif first & 15 == 2:
+                yield "preview", payload
+
+
 class Server:
     """A running ComfyUI with a base directory of its own."""
 
@@ -157,8 +207,9 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.url, self.base, self._log = f"http://127.0.0.1:{port}", base, base / "server.txt"
-        options = _options(base, ("--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"))
+        self.url, self.base, self._port, self._log = f"http://127.0.0.1:{port}", base, port, base / "server.txt"
+        more = "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch", "--preview-method", "latent2rgb"
+        options = _options(base, more)
         with self._log.open("w", encoding="utf-8") as file:
             self._process = subprocess.Popen(
                 [comfyui.python, comfyui.path / "main.py", *options],
@@ -208,19 +259,29 @@ class Server:
         """Every node that the server knows, by id."""
         return self.get("/object_info")
 
-    def queue(self, graph: dict[str, Any]) -> str:
-        """Put a graph (API format) in the queue; returns its id.
+    def listen(self) -> Messages:
+        """A client's end of a websocket; give its `client` to `queue`."""
+        return Messages(self._port)
+
+    def _post(self, path: str, value: dict[str, Any]) -> bytes:
+        body, kind = json.dumps(value).encode(), {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, body, kind), timeout=30) as answer:
+            return answer.read()
+
+    def queue(self, graph: dict[str, Any], client: str | None = None) -> str:
+        """Put a graph (API format) in the queue; returns its id. A client gets messages on its progress.
 
         Raises:
             Refused: the server found it invalid.
         """
-        body = json.dumps({"prompt": graph}).encode()
-        request = urllib.request.Request(f"{self.url}/prompt", body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.load(answer)["prompt_id"]
+            return json.loads(self._post("/prompt", {"prompt": graph, **({"client_id": client} if client else {})}))["prompt_id"]
         except urllib.error.HTTPError as error:
             raise Refused(json.load(error)) from error
+
+    def interrupt(self) -> None:
+        """As the button does."""
+        self._post("/interrupt", {})
 
     def run(self, graph: dict[str, Any], timeout: float = 250) -> Run:
         """Queue a graph and wait for its end.
@@ -236,8 +297,10 @@ class Server:
                 raise AssertionError(f"ComfyUI ended with {self._process.returncode}:\n{_end_of(self._log)}")
             time.sleep(0.2)
         entry = history[prompt]
-        errors = [detail for kind, detail in entry["status"]["messages"] if kind == "execution_error"]
-        return Run(entry["outputs"], errors[0] if errors else None)
+        messages = entry["status"]["messages"]
+        errors = [detail for kind, detail in messages if kind == "execution_error"]
+        cached = (name for kind, detail in messages if kind == "execution_cached" for name in detail["nodes"])
+        return Run(entry["outputs"], frozenset(cached), errors[0] if errors else None)
 
     def files(self, run: Run, node: str) -> list[Path]:
         """The files that an output node wrote."""

@@ -15,6 +15,7 @@ import torch
 
 from livephoto_core.conditioning import ClipCondition, even_levels
 from livephoto_core.diffusers_host import DiffusersHost
+from livephoto_core.media import read_image
 
 
 def _load(name):
@@ -27,6 +28,7 @@ def _load(name):
 
 
 comfy = _load("comfyui")
+graphs = _load("graphs")
 
 
 @functools.cache
@@ -76,6 +78,31 @@ def server(comfyui, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def clip_graph(server):
+    """A clip of the photo that ships with the pack, all of our nodes in it, as a graph for the server; see `graphs.clip`."""
+    photo = Path(comfy.ROOT) / "livephoto_core" / "demo" / "photos" / "chelsea.jpg"
+    shutil.copy(photo, server.base / "input" / photo.name)
+    return graphs.clip(photo.name)
+
+
+@pytest.fixture(scope="session")
+def changed():
+    """A graph with other inputs in some of its nodes; see `graphs.changed`."""
+    return graphs.changed
+
+
+@pytest.fixture(scope="session")
+def frames_of(server):
+    """What a run's node saved, as pictures [F, 3, H, W] of 0..1."""
+
+    def read(run, node="save"):
+        assert run.error is None, run.error
+        return torch.stack([read_image(path) for path in server.files(run, node)])
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def refused():
     """What `server.queue` raises for a graph that the server finds invalid."""
     return comfy.Refused
@@ -95,24 +122,26 @@ def demo():
 def replay():
     """Gives the UNet calls that a case recorded to the diffusers host; returns the largest difference to ComfyUI's output.
 
-    An adapter of None calls the UNet alone. `text` changes the text embedding.
+    An adapter of None calls the UNet alone. `text` changes the text embedding. `control` of False leaves out a ControlNet.
     """
 
-    def run(case, unet, adapter, image_strength=1.0, motion_strength=1.0, text=lambda context: context):
+    def run(case, unet, adapter, image_strength=1.0, motion_strength=1.0, text=lambda context: context, control=True):
         differences = []
         for number, chunks in enumerate(case["chunks"]):
             x, steps, context, out = (case[f"call{number}/{name}"] for name in ("x", "t", "context", "out"))
             clips = len(case["latent"])
             frames = len(x) // len(chunks) // clips
-            levels = even_levels(case["level"], clips, frames)
+            levels, mark = even_levels(case["level"], clips, frames), f"call{number}/control"
             condition = ClipCondition(case["latent"], case["tokens"], tuple(case["grid"]), levels).repeated(len(chunks))
+            added = [case[f"{mark}{place}"] for place in range(sum(name.startswith(mark) for name in case))] if control else []
+            more = {"down_block_additional_residuals": added[:-1], "mid_block_additional_residual": added[-1]} if added else {}
             with torch.no_grad():
                 if adapter is None:
-                    ours = unet(x, steps, text(context)).sample
+                    ours = unet(x, steps, text(context), **more).sample
                 else:
                     host = DiffusersHost(unet, adapter, image_strength, motion_strength)
                     with host, host.conditioned(condition):
-                        ours = unet(x, steps, text(context)).sample
+                        ours = unet(x, steps, text(context), **more).sample
             differences.append((ours - out).abs().max().item())
         assert differences, "nothing was recorded"
         return max(differences)

@@ -97,13 +97,14 @@ def sample(
     cfg: float = 2.0,
     size: int = 16,
     callback: Callable | None = None,
+    sampler: str = "euler",
 ) -> torch.Tensor:
-    """Latents out of KSampler's code, euler and normal, from noise of seed 0."""
+    """Latents out of KSampler's code on the scheduler "normal", from noise of seed 0."""
     empty = torch.zeros(frames, model.model.latent_format.latent_channels, size, size)
     noise = comfy.sample.prepare_noise(empty, 0)
     # what ComfyUI returns is made in inference mode; a copy can be kept and changed
     return comfy.sample.sample(
-        model, noise, steps, cfg, "euler", "normal", positive, negative, empty, callback=callback, disable_pbar=True, seed=0
+        model, noise, steps, cfg, sampler, "normal", positive, negative, empty, callback=callback, disable_pbar=True, seed=0
     ).clone()
 
 
@@ -118,6 +119,9 @@ def recorded(model: Any) -> tuple[Any, list[dict]]:
 
     def wrapper(executor: Any, x: torch.Tensor, steps: Any, context: Any, y: Any, control: Any, options: dict, **kwargs: Any):
         given = {"x": x.clone(), "t": steps.clone(), "context": context.clone(), "chunks": list(options["cond_or_uncond"])}
+        given["window"] = options.get("context_window")
+        # the UNet takes these lists apart
+        given["control"] = [part.clone() for name in ("output", "middle") for part in (control or {}).get(name, ())]
         out = executor(x, steps, context, y, control, options, **kwargs)
         calls.append({**given, "out": out.clone()})
         return out
@@ -132,6 +136,7 @@ def recording(calls: list[dict], photo: Any, model: Any = None) -> dict[str, Any
     found: dict[str, Any] = {"chunks": [call["chunks"] for call in calls]}
     for number, call in enumerate(calls):
         found |= {f"call{number}/{name}": call[name] for name in ("x", "t", "context", "out")}
+        found |= {f"call{number}/control{place}": part for place, part in enumerate(call["control"])}
     latent = (model or demo().model).model.process_latent_in(photo.latent)
     return {**found, "latent": latent, "tokens": photo.tokens, "grid": list(photo.grid), "level": LEVEL}
 

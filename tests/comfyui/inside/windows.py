@@ -1,0 +1,220 @@
+"""Long clips in context windows: what UNet and stem are given in each, on this ComfyUI's handler and on a newer one's interface."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import comfy.context_windows as stock
+import comfy.sample
+import torch
+from kit import apply, case, demo, node, part, photos, prompts, recorded, sample
+
+FRAMES, SIZE = 48, 8
+
+
+@functools.cache
+def motion() -> Any:
+    """A level of its own for each frame."""
+
+    @dataclass(frozen=True)
+    class Ramp(part("nodes.types").Motion):
+        def levels(self, clips: int, frames: int) -> torch.Tensor:
+            return torch.linspace(1, 10, frames).expand(clips, frames)
+
+    return Ramp(5.0)
+
+
+@functools.cache
+def reference() -> Any:
+    """A photo of 32x32 pixels."""
+    tokens = demo().clip_vision.encode_image(photos()).last_hidden_state[:, 1:]
+    return part("nodes.types").Reference(demo().vae.encode(photos()[:, :32, :32]), tokens, (16, 16))
+
+
+def applied() -> Any:
+    return part("nodes.comfy_host").apply(demo().model, demo().livephoto, reference(), motion(), 1.0, 1.0)
+
+
+def weighed(frames: int = FRAMES) -> list:
+    """The positive text with a row for each frame, each different."""
+    [[embedding, options]] = prompts()[0]
+    rows = embedding * torch.linspace(0.5, 1.5, frames)[:, None, None]
+    return [[rows, options]]
+
+
+def windowed(model: Any, schedule: str = "standard_static", loop: bool = False, length: int = 16) -> Any:
+    return node("LivePhotoContextWindows", model=model, length=length, overlap=4, schedule=schedule, loop=loop)[0]
+
+
+def watched(model: Any, positive: list, **settings: Any) -> dict[str, Any]:
+    """Sample 48 frames; for each UNet call its window, its input, its text, and what the stem was given."""
+    stems: list[torch.Tensor] = []
+    handle = demo().livephoto.adapter.stem.register_forward_pre_hook(lambda _, args: stems.append(args[0].clone()))
+    clone, calls = recorded(model)
+    try:
+        latents = sample(clone, positive, prompts()[1], frames=FRAMES, size=SIZE, **settings)
+    finally:
+        handle.remove()
+    noise = comfy.sample.prepare_noise(torch.zeros_like(latents), 0)
+    rows = {"text": positive[0][0], "negative": prompts()[1][0][0]}
+    found = {"latents": latents, "noise": noise, **rows, "steps": [float(call["t"][0]) for call in calls]}
+    found |= {"windows": [call["window"].index_list for call in calls], "chunks": [call["chunks"] for call in calls]}
+    found["before"] = [getattr(call["window"], "causal_anchor_index", None) for call in calls]
+    for number, (call, stem) in enumerate(zip(calls, stems, strict=True)):
+        found |= {f"call{number}/x": call["x"], f"call{number}/context": call["context"], f"call{number}/stem": stem}
+    return found
+
+
+@case
+def standard_static() -> dict[str, Any]:
+    return watched(windowed(applied()), weighed(), steps=1)
+
+
+@case
+def looped_uniform() -> dict[str, Any]:
+    return watched(windowed(applied(), "looped_uniform", loop=True), weighed())
+
+
+@case
+def standard_uniform() -> dict[str, Any]:
+    return watched(windowed(applied(), "standard_uniform"), weighed())
+
+
+@case
+def reweighted_text() -> dict[str, Any]:
+    """Out of Re-weight Motion Text itself."""
+    inputs = {"conditioning": prompts()[0], "livephoto_model": demo().livephoto}
+    positive = node("LivePhotoTextReweight", **inputs, frames=FRAMES, strength=1.0)[0]
+    return watched(windowed(applied()), positive, steps=1, cfg=1.0)
+
+
+@case
+def text_of_one_row() -> dict[str, Any]:
+    return watched(windowed(applied()), prompts()[0], steps=1)
+
+
+@case
+def calls_between_two_steps() -> dict[str, Any]:
+    return watched(windowed(applied(), "looped_uniform", loop=True), prompts()[0], sampler="dpm_2", cfg=1.0)
+
+
+@case
+def a_clip_of_one_window() -> dict[str, Any]:
+    inputs = weighed(16), prompts()[1]
+    found = {"windowed": sample(windowed(applied()), *inputs, frames=16, size=SIZE, steps=1)}
+    return {**found, "plain": sample(applied(), *inputs, frames=16, size=SIZE, steps=1)}
+
+
+def refused(function: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        function()
+    except Exception as error:
+        return {"kind": type(error).__name__, "message": str(error)}
+    return {"kind": None, "message": ""}
+
+
+@case
+def two_photos() -> dict[str, Any]:
+    return refused(lambda: sample(windowed(apply(count=2)), *prompts(), frames=FRAMES))
+
+
+@case
+def rows_of_a_window_only() -> dict[str, Any]:
+    return refused(lambda: sample(windowed(applied()), weighed(16), prompts()[1], frames=FRAMES, size=SIZE))
+
+
+@case
+def windows_too_long() -> dict[str, Any]:
+    return refused(lambda: sample(windowed(applied(), length=40), weighed(), prompts()[1], frames=FRAMES, size=SIZE))
+
+
+class NewerWindow(stock.IndexListContextWindow):
+    """As in newer ComfyUI: it knows the clip's length, and may take the frame before it along."""
+
+    def __init__(self, index_list: list[int], dim: int = 0, total_frames: int = 0):
+        super().__init__(index_list, dim=dim)
+        self.total_frames = total_frames
+        self.center_ratio = (min(index_list) + max(index_list)) / (2 * total_frames)
+
+    def get_tensor(self, full: torch.Tensor, device: Any = None, dim: int | None = None, retain_index_list: Any = ()):
+        before = getattr(self, "causal_anchor_index", None)
+        if before is None or len(full) == 1:
+            return super().get_tensor(full, device, dim)
+        return full[[before, *self.index_list]].to(device)
+
+
+class NewerHandler(stock.IndexListContextHandler):
+    """As in newer ComfyUI: more arguments, its own kind of windows, and by default a frame more in each of them."""
+
+    def __init__(
+        self,
+        *,
+        freenoise: bool = False,
+        cond_retain_index_list: str = "",
+        split_conds_to_windows: bool = False,
+        latent_retain_index_list: str = "",
+        causal_window_fix: bool = True,
+        **known: Any,
+    ):
+        super().__init__(**known)
+        self.causal_window_fix = causal_window_fix
+
+    def set_step(self, timestep: torch.Tensor, model_options: dict[str, Any]) -> None:
+        super().set_step(timestep[0], model_options)
+
+    def get_context_windows(self, model: Any, x_in: torch.Tensor, model_options: dict[str, Any]) -> list[NewerWindow]:
+        windows = super().get_context_windows(model, x_in, model_options)
+        return [NewerWindow(window.index_list, dim=self.dim, total_frames=len(x_in)) for window in windows]
+
+    def evaluate_context_windows(self, function: Callable, model: Any, x: Any, conds: Any, step: Any, numbered: list, *args: Any):
+        results = []
+        for number, window in numbered:
+            first = window.index_list[0]
+            if self.causal_window_fix and first > 0:
+                window.causal_anchor_index = first - 1
+            [result] = super().evaluate_context_windows(function, model, x, conds, step, [(number, window)], *args)
+            skip = int(self.causal_window_fix and first > 0)
+            results.append(result._replace(sub_conds_out=[out[skip:] for out in result.sub_conds_out]))
+        return results
+
+
+@functools.cache
+def newer() -> ModuleType:
+    """nodes/windows.py as it is imported where ComfyUI's classes are the newer ones."""
+    here = part("nodes.windows")
+    spec = importlib.util.spec_from_file_location(f"{here.__package__}.newer_windows", Path(here.__file__))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    own = stock.IndexListContextHandler, stock.IndexListContextWindow
+    stock.IndexListContextHandler, stock.IndexListContextWindow = NewerHandler, NewerWindow
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        stock.IndexListContextHandler, stock.IndexListContextWindow = own
+    return module
+
+
+def windowed_newer() -> Any:
+    return newer().LivePhotoContextWindows.execute(applied(), 16, 4, "standard_static", False).result[0]
+
+
+@case
+def newer_comfyui() -> dict[str, Any]:
+    model = windowed_newer()
+    kinds = [kind.__name__ for kind in type(model.model_options["context_handler"]).__mro__[:3]]
+    return {**watched(model, weighed(), steps=1), "kinds": kinds}
+
+
+@case
+def the_frame_before_each_window() -> dict[str, Any]:
+    """Another pack may leave newer ComfyUI's default on."""
+    model = windowed_newer()
+    model.model_options["context_handler"].causal_window_fix = True
+    return watched(model, weighed(), steps=1)

@@ -1,0 +1,104 @@
+"""Long clips: each window gets the frame embeddings, levels and text rows of exactly its own frames."""
+
+import pytest
+import torch
+
+FRAMES = 48
+STATIC = [list(range(start, start + 16)) for start in (0, 12, 24, 32)]
+REFUSALS = {
+    "two_photos": "context windows take one photo at a time, the reference has 2",
+    "rows_of_a_window_only": "the positive text has rows for 16 frames, the clip has 48: set the frames of Re-weight",
+    "windows_too_long": "the context windows have 40 frames, the LivePhoto checkpoint takes 32 at once: set their length",
+}
+
+
+@pytest.fixture(scope="module")
+def results(inside):
+    return inside("windows")
+
+
+def of_frames(text, places):
+    """The rows of a text for these frames; one row is for all."""
+    return text[places] if len(text) > 1 else text.expand(len(places), -1, -1)
+
+
+def check_windows(found):
+    """Every UNet call got what belongs to its frames; returns the windows of each step."""
+    steps = {}
+    for number, window in enumerate(found["windows"]):
+        before = found["before"][number]
+        places = torch.tensor(window if before is None else [before, *window])
+        chunks = found["chunks"][number]
+        texts = [found["negative"] if uncond else found["text"] for uncond in chunks]
+        assert torch.equal(found[f"call{number}/context"], torch.cat([of_frames(text, places) for text in texts]))
+        position, level = found[f"call{number}/stem"][:, -2:].unbind(1)
+        for channel, whole in ((position, torch.linspace(0, 1, FRAMES)), (level, torch.linspace(1, 10, FRAMES))):
+            expected = whole[places].repeat(len(chunks))[:, None, None].expand_as(channel)
+            assert torch.allclose(channel, expected, atol=1e-6)
+        if found["steps"][number] == found["steps"][0]:
+            assert torch.allclose(found[f"call{number}/x"], found["noise"][places].repeat(len(chunks), 1, 1, 1), atol=1e-2)
+        steps.setdefault(found["steps"][number], []).append(window)
+    assert torch.isfinite(found["latents"]).all()
+    for windows in steps.values():
+        assert {place for window in windows for place in window} == set(range(FRAMES))
+    return list(steps.values())
+
+
+def test_static_windows(results):
+    found = results("standard_static")
+    assert check_windows(found) == [STATIC]
+    assert found["chunks"] == [[1, 0]] * 4
+
+
+def test_looped_windows(results):
+    first, second = check_windows(results("looped_uniform"))
+    assert first != second
+    assert any(window != sorted(window) for window in first + second), "no window joins the end to the beginning"
+
+
+def test_uniform_windows(results):
+    first, second = check_windows(results("standard_uniform"))
+    assert first != second
+
+
+def test_reweighted_text(results):
+    found = results("reweighted_text")
+    assert len(found["text"]) == FRAMES
+    assert not torch.equal(found["text"][0], found["text"][-1])
+    assert check_windows(found) == [STATIC]
+
+
+def test_text_of_one_row(results):
+    assert check_windows(results("text_of_one_row")) == [STATIC]
+
+
+def test_sampler_that_calls_between_two_steps(results):
+    assert len(check_windows(results("calls_between_two_steps"))) == 3
+
+
+def test_clip_of_one_window_is_sampled_as_without(results):
+    found = results("a_clip_of_one_window")
+    assert torch.equal(found["windowed"], found["plain"])
+
+
+def test_newer_interface(results):
+    found = results("newer_comfyui")
+    assert found["kinds"] == ["Handler", "NewerHandler", "IndexListContextHandler"]
+    assert found["before"] == [None] * 4
+    assert check_windows(found) == [STATIC]
+    assert torch.equal(found["latents"], results("standard_static")["latents"])
+
+
+def test_newer_interface_with_the_frame_before_each_window(results):
+    found = results("the_frame_before_each_window")
+    assert found["before"] == [None, 11, 23, 31]
+    assert check_windows(found) == [STATIC]
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals(results, name):
+    found = results(name)
+    print(found["message"])
+    assert found["kind"] == "LivePhotoError"
+    assert REFUSALS[name] in found["message"]
+    assert "\n" not in found["message"]
