@@ -39,6 +39,7 @@ class LivePhotoMeasureMotion(io.ComfyNode):
                 io.Float.Output(display_name="ssim", tooltip="Mean SSIM of adjacent frames: 1 is a still clip."),
                 io.String.Output(display_name="report", tooltip="Both, and the level asked for, in words."),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -52,4 +53,9 @@ class LivePhotoMeasureMotion(io.ComfyNode):
         ssim = float(clip_ssim(rearrange(images[..., :3], "f h w c -> f c h w").float()))
         level = float(fractional_level(ssim, thresholds))
         text = report(ssim, level, None if motion is None else motion.level)
+        if cls.hidden is not None:
+            from server import PromptServer
+
+            # shown on the node; `ui` is for scripts, which read it in the history
+            PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
         return io.NodeOutput(level, ssim, text, ui=ui.PreviewText(text))

@@ -64,6 +64,9 @@ class TextReweighter(nn.Module):
 
 
 def apply_weights(text: torch.Tensor, weights: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
-    """Text [B, L, D] under weights [B, F, L] -> a text a frame [(b f), L, D]. Strength 0 leaves the text as it is."""
-    factor = 1 + strength * (weights - 1)
+    """Text [B, L, D] under weights [B, F, L] -> a text a frame [(b f), L, D]. Strength 0 leaves the text as it is.
+
+    A strength above 1 turns words down further than learnt, at most to nothing.
+    """
+    factor = (1 + strength * (weights - 1)).clamp(min=0)
     return rearrange(text[:, None] * factor[..., None].to(text), "b f l d -> (b f) l d")

@@ -1,5 +1,6 @@
 """The pack in a running server."""
 
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +22,21 @@ def test_every_node_is_there(server):
     for name in nodes:
         assert known[name]["category"].startswith("LivePhoto")
         assert known[name]["description"]
+
+
+def test_english_texts_are_those_of_the_schema(server):
+    """The page shows the locale's texts: a tooltip changed in nodes/ alone would not be seen."""
+    known = server.object_info()
+    path = Path(__file__).parents[2] / "locales" / "en" / "nodeDefs.json"
+    texts = json.loads(path.read_text(encoding="utf-8"))
+    assert set(texts) == declared_nodes()
+    for name, node in texts.items():
+        shown = known[name]
+        assert (node["display_name"], node["description"]) == (shown["display_name"], shown["description"])
+        inputs = {key: value for part in ("required", "optional") for key, value in shown["input"].get(part, {}).items()}
+        tooltips = {key: value[1]["tooltip"] for key, value in inputs.items()}
+        assert {key: node["inputs"][key]["tooltip"] for key in inputs} == tooltips
+        assert [node["outputs"][str(i)]["tooltip"] for i in range(len(shown["output"]))] == shown["output_tooltips"], name
 
 
 def test_import_succeeds_and_is_quick(server):
