@@ -1,0 +1,167 @@
+"""The workflows: the UI and API form of each are one graph that ComfyUI knows, and each makes a clip over HTTP."""
+
+import copy
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from livephoto_core.media import read_clip
+
+FOLDER = Path(__file__).parents[2] / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+# on the page alone: the server does not see them
+NOTES = {"Note", "MarkdownNote"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+FEW = 2
+PHOTO = "example.png"
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def known(server):
+    return server.object_info()
+
+
+def test_each_has_both_forms_and_a_picture():
+    assert len(NAMES) == 6
+    assert sorted(path.stem for path in (FOLDER / "api").glob("*.json")) == NAMES
+    assert sorted(path.stem for path in FOLDER.glob("*.jpg")) == NAMES
+
+
+def declared(info):
+    """{name: (type, options)} of a node's inputs, in the page's order."""
+    found = {}
+    for part in ("required", "optional"):
+        for name in info["input_order"].get(part, []):
+            kind, *options = info["input"][part][name]
+            found[name] = ("COMBO" if isinstance(kind, list) else kind, options[0] if options else {})
+    return found
+
+
+def widget_values(node, info):
+    """{input: value} of the widgets of a node on the page."""
+    names = []
+    for name, (kind, options) in declared(info).items():
+        if kind in WIDGETS and not options.get("forceInput"):
+            names.append(name)
+            # the page adds these two widgets itself
+            names += [None] * bool(options.get("control_after_generate")) + [None] * bool(options.get("image_upload"))
+    values = node.get("widgets_values", [])
+    assert len(values) == len(names), (node["id"], node["type"], names, values)
+    return {name: value for name, value in zip(names, values, strict=True) if name}
+
+
+def as_api(ui, known):
+    """The graph that the page would queue for a workflow."""
+    sources = {number: [str(node), slot] for number, node, slot, *_ in ui["links"]}
+    graph = {}
+    for node in ui["nodes"]:
+        if node["type"] not in NOTES:
+            linked = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
+            inputs = {**widget_values(node, known[node["type"]]), **linked}
+            graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return graph
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_forms_are_the_same_graph(name, known):
+    ui, api = read(FOLDER / f"{name}.json"), read(FOLDER / "api" / f"{name}.json")
+    assert as_api(ui, known) == {key: {part: node[part] for part in ("class_type", "inputs")} for key, node in api.items()}
+    titles = {str(node["id"]): node["title"] for node in ui["nodes"] if "title" in node and node["type"] not in NOTES}
+    assert titles == {key: api[key]["_meta"]["title"] for key in titles}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_are_whole(name, known):
+    ui = read(FOLDER / f"{name}.json")
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    assert len(nodes) == len(ui["nodes"])
+    assert ui["last_node_id"] >= max(nodes)
+    assert ui["last_link_id"] >= max(number for number, *_ in ui["links"])
+    leaving = Counter(number for node in ui["nodes"] for slot in node["outputs"] for number in slot["links"] or [])
+    arriving = Counter(slot["link"] for node in ui["nodes"] for slot in node["inputs"] if slot["link"] is not None)
+    assert leaving == arriving == Counter(number for number, *_ in ui["links"])
+    assert set(arriving.values()) == {1}
+    for number, source, place, target, socket, kind in ui["links"]:
+        output, entry = nodes[source]["outputs"][place], nodes[target]["inputs"][socket]
+        assert number in output["links"]
+        assert number == entry["link"]
+        assert kind == output["type"]
+        assert entry["type"] in (kind, "*"), (name, number)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_comfyuis_nodes_and_ours(name, known):
+    for node in read(FOLDER / f"{name}.json")["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        info = known[node["type"]]
+        ours = info["python_module"] == "custom_nodes.ComfyUI-LivePhoto"
+        assert ours or info["python_module"] == "nodes" or info["python_module"].startswith("comfy_extras."), node["type"]
+        assert not info.get("experimental") and not info.get("deprecated"), node["type"]
+        assert [(slot["name"], slot["type"]) for slot in node["outputs"]] == list(
+            zip(info["output_name"], info["output"], strict=True)
+        )
+        kinds = {entry: kind for entry, (kind, _) in declared(info).items()}
+        shown = {slot["name"]: slot["type"] for slot in node["inputs"]}
+        assert shown.items() <= kinds.items()
+        assert {entry for entry, kind in kinds.items() if kind not in WIDGETS} <= shown.keys(), node["type"]
+        assert node["properties"]["cnr_id"] == ("comfyui-livephoto" if ours else "comfy-core")
+
+
+def with_few_steps(graph):
+    """The same with a few steps of sampling and inversion."""
+    graph = copy.deepcopy(graph)
+    for node in graph.values():
+        if isinstance(node["inputs"].get("steps"), int):
+            node["inputs"]["steps"] = FEW
+        if node["_meta"]["title"] == "Steps":
+            node["inputs"]["value"] = FEW
+    return graph
+
+
+def check_clip(server, run, graph):
+    """A run ended in a clip of as many frames as its workflow says, which is neither grey nor still; returns its size."""
+    assert run.error is None, run.error
+    [saving] = [key for key, node in graph.items() if node["class_type"] in ("SaveAnimatedWEBP", "SaveVideo")]
+    [path] = server.files(run, saving)
+    assert path.parent == server.base / "output" / "livephoto"
+    frames = read_clip(path).frames
+    [expected] = [node["inputs"]["value"] for node in graph.values() if node["_meta"]["title"] == "Frames"]
+    assert len(frames) == expected
+    assert frames.std((1, 2, 3)).min() > 0.02
+    assert (frames[0] - frames[-1]).abs().mean() > 1e-3
+    return tuple(frames.shape[-2:])
+
+
+@pytest.fixture(scope="module")
+def photo(comfyui, server):
+    """The photo that ComfyUI brings and the workflows open with, in the input folder."""
+    shutil.copy(comfyui.path / "input" / PHOTO, server.base / "input" / PHOTO)
+
+
+def test_demo_takes_less_than_a_minute(server, photo):
+    graph = read(FOLDER / "api" / "livephoto_demo.json")
+    begin = time.monotonic()
+    run = server.run(graph)
+    seconds = time.monotonic() - begin
+    print(f"demo: {seconds:.1f} s")
+    assert check_clip(server, run, graph) == (256, 256)
+    assert seconds < 60
+
+
+@pytest.mark.parametrize("name", ("prior_noise", "long_clip", "intensity_sweep"))
+def test_workflow_saves_a_clip(server, photo, name):
+    graph = with_few_steps(read(FOLDER / "api" / f"livephoto_{name}.json"))
+    begin = time.monotonic()
+    run = server.run(graph)
+    print(f"{name}, {FEW} steps: {time.monotonic() - begin:.1f} s")
+    height, width = check_clip(server, run, graph)
+    assert (width > height) == (name != "long_clip")
