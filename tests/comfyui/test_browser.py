@@ -1,0 +1,129 @@
+"""ComfyUI's own page in a headless Chromium: templates, the demo from the Run button to a clip, help, and how the graphs look.
+
+LIVEPHOTO_SCREENSHOT=docs/demo.jpg keeps a picture of the finished demo. CHROMIUM names another Chromium than the PATH's.
+"""
+
+import importlib.util
+import io
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from livephoto_core.media import read_clip
+
+FOLDER = Path(__file__).parents[2] / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+PACK = "ComfyUI-LivePhoto"
+TEMPLATES = 'document.querySelector("[data-testid=template-workflows-content]")'
+CLIP = '[...document.images].find(image => image.src.includes("/view?") && image.src.includes(".webp"))'
+# of the nodes as they lie on the page, title bars included: those that no node type stands for, and those one on another
+UNKNOWN = "app.graph._nodes.filter(node => node.has_errors || !LiteGraph.registered_node_types[node.type]).map(node => node.type)"
+OVERLAPS = """(() => {
+    const boxes = app.graph._nodes.map(node => [node.title, ...node.getBounding()]), found = [];
+    for (const [a, x, y, w, h] of boxes)
+        for (const [b, u, v, s, t] of boxes)
+            if (a < b && x < u + s && u < x + w && y < v + t && v < y + h) found.push(`${a} / ${b}`);
+    return found;
+})()"""
+
+
+def load_browser():
+    spec = importlib.util.spec_from_file_location("livephoto_tests_browser", Path(__file__).parent / "browser.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def page(server, comfyui, tmp_path_factory):
+    """ComfyUI's page as it greets a new user: with its templates."""
+    if os.name != "posix":
+        pytest.skip("NO TEST OF COMFYUI'S PAGE: it takes pipes that Windows does not have")
+    browser = load_browser()
+    if (program := browser.find()) is None:
+        pytest.skip("NO CHROMIUM, SO COMFYUI'S PAGE WAS NOT TESTED: put one on the PATH or name it in CHROMIUM")
+    shutil.copy(comfyui.path / "input" / "example.png", server.base / "input" / "example.png")
+    opened = browser.Browser(program, tmp_path_factory.mktemp("chromium"), 1600, 1000)
+    try:
+        opened.open(server.url)
+        opened.wait(f"Boolean(window.app?.graph && {TEMPLATES})", 120)
+        yield opened
+    finally:
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def listed(page):
+    """Our part of the template browser: {title: width of its picture}."""
+    page.click(f'{TEMPLATES}.querySelector("li[aria-label=LivePhoto]")')
+    cards = f'[...{TEMPLATES}.querySelectorAll("[data-testid^=template-workflow-livephoto]")]'
+    page.wait(f"{cards}.length == {len(NAMES)} && {cards}.every(card => card.querySelector('img')?.naturalWidth)")
+    return page.evaluate(
+        f"Object.fromEntries({cards}.map(card => [card.querySelector('h3').title, card.querySelector('img').naturalWidth]))"
+    )
+
+
+def test_templates_are_listed_with_their_pictures(listed):
+    assert listed == dict.fromkeys(NAMES, 512)
+
+
+@pytest.fixture(scope="module")
+def opened(page, listed):
+    """The demo, opened by its card."""
+    page.click(f'{TEMPLATES}.querySelector("[data-testid=template-workflow-livephoto_demo]")')
+    page.wait(f'!{TEMPLATES} && app.graph._nodes.some(node => node.type == "LivePhotoApply")')
+    return page
+
+
+def test_demo_opens_without_a_missing_node(opened):
+    assert opened.evaluate(UNKNOWN) == []
+    assert opened.evaluate('document.querySelectorAll(".p-dialog").length') == 0
+    assert opened.evaluate(OVERLAPS) == []
+
+
+@pytest.fixture(scope="module")
+def finished(opened):
+    """The page after Run, when the clip is there."""
+    opened.click('document.querySelector("[data-testid=queue-button] button")')
+    opened.wait(f"{CLIP}?.complete && {CLIP}.naturalWidth", 120)
+    return opened
+
+
+def test_run_ends_in_a_clip_on_the_page(finished, server):
+    assert finished.evaluate(f"[{CLIP}.naturalWidth, {CLIP}.naturalHeight]") == [256, 256]
+    left, top, width, height = finished.evaluate(f"(box => [box.x, box.y, box.width, box.height])({CLIP}.getBoundingClientRect())")
+    assert 0 <= left < left + width <= 1600
+    assert 0 <= top < top + height <= 1000
+    assert min(width, height) > 100
+    name = finished.evaluate(f'new URL({CLIP}.src).searchParams.get("filename")')
+    assert len(read_clip(server.base / "output" / "livephoto" / name).frames) == 16
+    # what nodes show of their results makes them grow
+    assert finished.evaluate(OVERLAPS) == []
+    # it would lie over the clip
+    finished.click('document.querySelector("[data-testid=close-minmap-button]")')
+    picture = Image.open(io.BytesIO(finished.screenshot())).convert("RGB")
+    assert picture.size == (1600, 1000)
+    if kept := os.environ.get("LIVEPHOTO_SCREENSHOT"):
+        picture.save(kept, quality=82, optimize=True)
+
+
+def test_help_page_is_shown_for_a_node(finished):
+    finished.evaluate('app.canvas.selectNode(app.graph._nodes.find(node => node.type == "LivePhotoApply"))')
+    finished.click('document.querySelector("[data-testid=info-button]")')
+    finished.wait('document.body.innerText.includes("Once in a graph, after the loaders and in front of the sampler")')
+    assert finished.evaluate('[...document.querySelectorAll("h1, h2")].map(element => element.innerText)').count("Inputs") == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_graphs_are_laid_out(page, listed, name):
+    page.evaluate(
+        f'fetch("/api/workflow_templates/{PACK}/{name}.json").then(answer => answer.json()).then(graph => app.loadGraphData(graph))'
+    )
+    page.wait('app.graph._nodes.some(node => node.type == "LivePhotoApply")')
+    assert page.evaluate(UNKNOWN) == []
+    assert page.evaluate(OVERLAPS) == []
