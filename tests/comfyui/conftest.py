@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,11 +71,36 @@ def inside(comfyui, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(comfyui, tmp_path_factory):
-    """A running server; see `Server` in comfyui.py."""
-    running = comfy.Server(comfyui, comfy.make_base(tmp_path_factory.mktemp("server")))
-    yield running
-    running.stop()
+def serving(comfyui, tmp_path_factory):
+    """Context of a server of its own; `prepare` puts files into its base directory, and its models are deleted with it."""
+
+    @contextmanager
+    def run(prepare):
+        base = comfy.make_base(tmp_path_factory.mktemp("server"))
+        try:
+            prepare(base)
+            running = comfy.Server(comfyui, base)
+            try:
+                yield running
+            finally:
+                running.stop()
+        finally:
+            shutil.rmtree(base / "models")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def server(serving):
+    """The server that tests share; see `Server` in comfyui.py."""
+    with serving(lambda base: None) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def standins():
+    """Makes model files of real size; see standins.py."""
+    return _load("standins")
 
 
 @pytest.fixture(scope="session")

@@ -4,84 +4,14 @@ Needs 10 GB of memory and 4 GB of disk, which are freed again.
 """
 
 import gc
-import importlib.util
-import re
-from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from livephoto_core.base import SD15_CONFIGS, encode_photo, encode_text, load_single_file
-from livephoto_core.checkpoint import CONFIG_KEY, load_adapter, save_tensors
-from livephoto_core.config import AdapterConfig, to_json
-from livephoto_core.model.adapter import LivePhotoAdapter
-from livephoto_core.model.motion import sinusoids
+from livephoto_core.base import encode_photo, encode_text, load_single_file
+from livephoto_core.checkpoint import load_adapter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-
-DRAW = torch.randn(1_000_003, generator=torch.Generator().manual_seed(11))
-
-
-@pytest.fixture(scope="module")
-def original_names():
-    """How tests/core names diffusers' tensors in the original layout."""
-    spec = importlib.util.spec_from_file_location("core_test_base", Path(__file__).parents[1] / "core" / "test_base.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.original_unet_name, module.original_vae_name
-
-
-def random_weights(model):
-    """{name: float16} for each parameter of a model without weights; about as large as trained ones, no two alike.
-
-    Pieces of one draw, as drawing a billion numbers would take most of the test's time.
-    """
-    found = {}
-    for number, (name, parameter) in enumerate(model.named_parameters()):
-        start = number * 7919 % len(DRAW)
-        values = torch.cat([DRAW[start:], DRAW[:start]]).repeat(-(-parameter.numel() // len(DRAW)))[: parameter.numel()]
-        if parameter.ndim > 1:
-            values = values * (parameter.numel() // len(parameter)) ** -0.5
-        else:
-            # of these the weights are all norms'
-            values = float(name.endswith("weight")) + 0.1 * values
-        found[name] = values.view(parameter.shape).half()
-    return found
-
-
-def save_checkpoint(path, original_unet_name, original_vae_name):
-    """A single file of SD1.5's layout."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(SD15_CONFIGS / "unet")))
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(str(SD15_CONFIGS / "vae")))
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(SD15_CONFIGS / "text_encoder"))
-    attends = [kind.startswith("CrossAttn") for kind in unet.config.down_block_types]
-    tensors = {}
-    for name, value in random_weights(unet).items():
-        tensors[f"model.diffusion_model.{original_unet_name(name, attends)}"] = value
-    for name, value in random_weights(vae).items():
-        name = original_vae_name(name)
-        # the original's attention is made of 1x1 convolutions
-        square = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name)
-        tensors[f"first_stage_model.{name}"] = value[..., None, None] if square else value
-    for name, value in random_weights(text_encoder).items():
-        tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = value
-    save_file(tensors, path)
-
-
-def save_full_adapter(path):
-    """A checkpoint of the default config: no part is silent as it is before training."""
-    config = AdapterConfig()
-    with torch.device("meta"):
-        adapter = LivePhotoAdapter(config)
-    tensors = random_weights(adapter)
-    for name, table in adapter.named_buffers():
-        assert name.endswith(".pe")
-        tensors[name] = sinusoids(*table.shape[1:])
-    save_tensors(tensors, path, {CONFIG_KEY: to_json(config)})
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +25,10 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(inside, files, original_names):
+def found(inside, files, standins):
     checkpoint, adapter = files
-    save_checkpoint(checkpoint, *original_names)
-    save_full_adapter(adapter)
+    standins.save_checkpoint(checkpoint)
+    standins.save_adapter(adapter)
     gc.collect()
 
     def prepare(base):

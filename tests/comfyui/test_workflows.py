@@ -1,6 +1,7 @@
 """The workflows: the UI and API form of each are one graph that ComfyUI knows, and each makes a clip over HTTP."""
 
 import copy
+import gc
 import json
 import shutil
 import time
@@ -165,3 +166,53 @@ def test_workflow_saves_a_clip(server, photo, name):
     print(f"{name}, {FEW} steps: {time.monotonic() - begin:.1f} s")
     height, width = check_clip(server, run, graph)
     assert (width > height) == (name != "long_clip")
+
+
+FILES = (
+    ("checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "save_checkpoint"),
+    ("clip_vision/dinov2-large.safetensors", "save_dinov2"),
+    ("livephoto/livephoto_sd15.safetensors", "save_adapter"),
+    ("loras/your_sd15_lora.safetensors", "save_lora"),
+    ("controlnet/control_v11p_sd15_canny_fp16.safetensors", "save_controlnet"),
+)
+
+
+@pytest.fixture(scope="module")
+def sd15_server(serving, standins, comfyui):
+    """A server with random models of real size under the names that the workflows open with: 5 GB, deleted afterwards."""
+
+    def prepare(base):
+        shutil.copy(comfyui.path / "input" / PHOTO, base / "input" / PHOTO)
+        for place, maker in FILES:
+            path = base / "models" / place
+            path.parent.mkdir(exist_ok=True)
+            getattr(standins, maker)(path)
+        gc.collect()
+
+    with serving(prepare) as running:
+        yield running
+
+
+def of_two_small_frames(graph):
+    graph = with_few_steps(graph)
+    for node in graph.values():
+        if node["class_type"] == "LivePhotoReferenceEncode":
+            node["inputs"] |= {"width": 64, "height": 64}
+        if node["_meta"]["title"] == "Frames":
+            node["inputs"]["value"] = 2
+    return graph
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ("sd15", "lora_controlnet"))
+def test_sd15_workflow_saves_a_clip(sd15_server, name):
+    """Needs 12 GB of memory."""
+    graph = of_two_small_frames(read(FOLDER / "api" / f"livephoto_{name}.json"))
+    begin = time.monotonic()
+    run = sd15_server.run(graph, timeout=900)
+    print(f"{name}: {time.monotonic() - begin:.1f} s")
+    assert check_clip(sd15_server, run, graph) == (64, 64)
+    log = sd15_server.log()
+    for complaint in ("lora key not loaded", "missing clip vision", "missing controlnet keys", "unet missing", "unet unexpected"):
+        assert complaint not in log
