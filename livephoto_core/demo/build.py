@@ -43,7 +43,7 @@ PHOTO_SIDE = 192
 PATCH_SCENES = 500_000
 DECODER_SCENES = 700_000
 TEXT_STEPS = 600
-PAN_WORDS = ("left", "right", "up", "down", "upwards", "downwards")
+CAMERA_WORDS = ("camera", "panning", "zooming", "turning")
 HELD_OUT = 24
 TEST_STILLS = 96
 THING_SHARE = 0.45
@@ -54,8 +54,9 @@ CALIBRATION_CLIPS = 512
 class Phase:
     """A part of the joint training: the same trainer, another share of each clip.
 
-    Strong pans first: they teach the content attention to fetch, and the text to steer it. Two frames of many clips then teach what
-    moves where sooner than sixteen of a few; whole clips at last teach the frames to go together.
+    The camera's motions first: they teach the content attention to fetch. Among all motions, most of which leave the picture where
+    it is, its finest level settles on looking straight ahead, and stays there. Two frames of many clips then teach what moves where
+    sooner than sixteen of a few; whole clips at last teach the frames to go together.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Phase:
     frames_per_clip: int
     learning_rate: float
     decay_from: float
-    least_level: int = 1
+    timestep_shift: float
     words: tuple[str, ...] = ()
 
 
@@ -147,11 +148,10 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
             "path": str(cache),
             "held_out": HELD_OUT,
             "intensity_from": "reconstruction",
-            "least_level": phase.least_level,
             "words": list(phase.words),
         },
         "freeze_base": False,
-        "timestep_shift": 3.0,
+        "timestep_shift": phase.timestep_shift,
         "steps": phase.steps,
         "batch": phase.batch,
         "frames_per_clip": phase.frames_per_clip,
@@ -242,7 +242,7 @@ def build(
     patch_steps: int,
     clips: int,
     still_steps: int,
-    pan_steps: int,
+    camera_steps: int,
     steps: int,
     whole_steps: int,
     decoder_steps: int,
@@ -261,9 +261,9 @@ def build(
         raise SystemExit("caching the clips failed: see above")
     make_base(base, still_steps)
     phases = (
-        Phase("pans", pan_steps, 16, 2, 1.2e-3, 1.0, least_level=5, words=PAN_WORDS),
-        Phase("apart", steps, 32, 2, 1.2e-3, 1.0),
-        Phase("whole", whole_steps, 4, 0, 6e-4, 0.3),
+        Phase("camera", camera_steps, 32, 2, 1.2e-3, 1.0, 3.0, CAMERA_WORDS),
+        Phase("apart", steps, 32, 2, 1.2e-3, 0.5, 3.0),
+        Phase("whole", whole_steps, 4, 0, 4e-4, 0.2, 2.0),
     )
     cache, start, adapter = base / "cache", base, None
     for phase in phases:
@@ -287,9 +287,9 @@ def main() -> None:
     parser.add_argument("--patch-steps", type=int, default=450)
     parser.add_argument("--clips", type=int, default=2048)
     parser.add_argument("--still-steps", type=int, default=120)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--pan-steps", type=int, default=400)
-    parser.add_argument("--whole-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--camera-steps", type=int, default=700)
+    parser.add_argument("--whole-steps", type=int, default=600)
     parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cache", metavar="K/N", help="only fill share K of N of the cache")
@@ -304,7 +304,7 @@ def main() -> None:
         options.patch_steps,
         options.clips,
         options.still_steps,
-        options.pan_steps,
+        options.camera_steps,
         options.steps,
         options.whole_steps,
         options.decoder_steps,

@@ -1,7 +1,8 @@
 """Content attention: the UNet looks at the reference photo's patch tokens (paper section 3.2).
 
 Keys and values depend only on the photo. With rope positions a query looks from its own place, moved by an offset that it learns
-from its hidden state: "a fifth of the picture to the left" is one direction there, which is what a sliding picture needs.
+from its hidden state. The offset is affine in the place: "a fifth of the picture to the left" is one direction of the hidden
+state, which is what a sliding picture needs, and so are "outwards" and "round the middle", for zooms and turns.
 """
 
 from __future__ import annotations
@@ -53,6 +54,14 @@ def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
+def affine_offsets(fields: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Offsets [..., N, 2] at places [N, 2] in 0..1 from fields [..., N, 2, 3]: a constant and a slope down and across.
+
+    Slopes count from the middle of the picture to its edge.
+    """
+    return fields[..., 0] + (fields[..., 1:] * (2 * places - 1)[:, None]).sum(-1)
+
+
 class ContentAttention(nn.Module):
     """Cross-attention of one spatial transformer onto the photo's tokens; adds nothing at the start of training."""
 
@@ -69,7 +78,8 @@ class ContentAttention(nn.Module):
         nn.init.zeros_(self.to_out.weight)
         nn.init.zeros_(self.to_out.bias)
         if positions == "rope":
-            self.to_offset = operations.Linear(channels, 2 * heads)
+            # for each head y and x, and how each changes down and across the picture
+            self.to_offset = operations.Linear(channels, 6 * heads)
             nn.init.zeros_(self.to_offset.weight)
             nn.init.zeros_(self.to_offset.bias)
             # the constant part of queries and keys carries the place; equal phases: each place first looks at itself
@@ -88,8 +98,9 @@ class ContentAttention(nn.Module):
         clips = image.keys.shape[0]
         q = heads_first(self.to_q(x), self.heads)
         if self.positions == "rope":
-            offsets = OFFSET_UNIT * rearrange(self.to_offset(x), "n p (h a) -> n h p a", h=self.heads)
-            q = rotate(q, rope_angles(grid_positions(*grid, device=q.device) + offsets.float(), self.head_width))
+            places = grid_positions(*grid, device=q.device)
+            fields = rearrange(self.to_offset(x).float(), "n p (h o a) -> n h p a o", h=self.heads, a=2)
+            q = rotate(q, rope_angles(places + OFFSET_UNIT * affine_offsets(fields, places), self.head_width))
         q = rearrange(q, "(b f) h n d -> b h (f n) d", b=clips)
         out = self.to_out(attend(q, image.keys.to(q), image.values.to(q)))
         return rearrange(out, "b (f n) c -> (b f) n c", n=x.shape[1])

@@ -157,8 +157,11 @@ def test_rotated_products_depend_on_the_distance_alone():
 SIDE = 4
 
 
-def looking_attention(query, offset=(0.0, 0.0)):
-    """Content attention whose output is its attention map: one token a place, values and output handed through."""
+def looking_attention(query, offset=(0.0, 0.0), down=(0.0, 0.0), across=(0.0, 0.0)):
+    """Content attention whose output is its attention map: one token a place, values and output handed through.
+
+    offset, down, across: (y, x) of the look's move, and what is added to it from the middle of the picture to its edge.
+    """
     attention = ContentAttention(SIDE * SIDE, SIDE * SIDE, heads=1, head_width=SIDE * SIDE, positions="rope")
     with torch.no_grad():
         for layer in (attention.to_q, attention.to_k):
@@ -167,7 +170,7 @@ def looking_attention(query, offset=(0.0, 0.0)):
             layer.weight.copy_(torch.eye(SIDE * SIDE))
             layer.bias.zero_()
         attention.to_q.bias.copy_(query(attention.to_q.bias))
-        attention.to_offset.bias.copy_(torch.tensor(offset) / OFFSET_UNIT)
+        attention.to_offset.bias.copy_(torch.tensor([*offset, *down, *across]) / OFFSET_UNIT)
     tokens = torch.eye(SIDE * SIDE)[None]
     with torch.no_grad():
         image = attention.keys_values(tokens, (SIDE, SIDE))
@@ -194,6 +197,16 @@ def test_one_query_fetches_from_a_fixed_displacement(move):
 def test_a_learnt_offset_moves_the_look(move):
     offset = (move[0] / SIDE, move[1] / SIDE)
     assert_looks_away(looking_attention(lambda bias: 8 * bias, offset), move)
+
+
+@pytest.mark.parametrize(("y", "x"), [(0.0, -0.5), (-0.5, 0.0), (-0.5, -0.5)])
+def test_a_learnt_slope_mirrors_the_look(y, x):
+    """A slope of -1 in y and down is the picture upside down: the mirror image is twice as far as the middle."""
+    maps = looking_attention(lambda bias: 8 * bias, down=(2 * y, 0.0), across=(0.0, 2 * x))
+    for row in range(SIDE):
+        for column in range(SIDE):
+            there = (SIDE - 1 - row if y else row) * SIDE + (SIDE - 1 - column if x else column)
+            assert (maps[:, row * SIDE + column, there] > 0.9).all()
 
 
 def assert_looks_away(maps, move):
@@ -280,3 +293,8 @@ def test_same_weights_without_the_middle_block(tiny_config):
     names = set(LivePhotoAdapter(tiny_config).state_dict()) - set(LivePhotoAdapter(without).state_dict())
     assert names
     assert all(name.startswith("motion.mid_block.motion_modules.0.") for name in names)
+
+
+def test_a_strength_above_one_never_turns_a_word_round():
+    text, weights = torch.ones(1, 2, 3), torch.tensor([[[0.2, 0.9]]])
+    torch.testing.assert_close(apply_weights(text, weights, 2.0)[0, :, 0], torch.tensor([0.0, 0.8]))
