@@ -6,6 +6,7 @@ Names, shapes and family are checked from the file's header, before anything is 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -77,8 +78,21 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike, m
     with atomic_path(path) as temporary:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+            _sort_metadata(temporary)
         except SafetensorError as error:
             raise as_os_error(error) from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order: the library writes them in a random one, and equal files are equal bytes."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        ordered = {**header, "__metadata__": dict(sorted(header["__metadata__"].items()))} if "__metadata__" in header else header
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        # spaces at the end are the format's own padding
+        file.write(text.ljust(length))
 
 
 def load_adapter(path: str | os.PathLike, operations: Any = nn, dtype: torch.dtype | None = torch.float32) -> LivePhotoAdapter:
