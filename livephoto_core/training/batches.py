@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from einops import rearrange, reduce
 
 from ..conditioning import even_levels
 from ..intensity import level
@@ -66,11 +65,6 @@ def drawn_places(step: int, length: int, count: int, seed: int) -> torch.Tensor 
     return torch.randperm(length, generator=_generator(seed, 3, step))[:count].sort().values
 
 
-def pooled(places: torch.Tensor, size: int) -> torch.Tensor:
-    """[..., C, h, w] averaged over squares of `size` x `size` places; their sides must be multiples of it."""
-    return reduce(places, "... c (h i) (w j) -> ... c h w", "mean", i=size, j=size)
-
-
 class Batches:
     """Batches out of cached clips.
 
@@ -80,7 +74,6 @@ class Batches:
     batch: clips of a step, over all processes and accumulated parts.
     frames_per_clip: how many frames of a clip a step trains on, 0 for all.
     timesteps: of the noise schedule; timestep_shift: see `drawn_timesteps`.
-    pool: latents and tokens are averaged over so many places a side.
     """
 
     def __init__(
@@ -96,14 +89,12 @@ class Batches:
         frames_per_clip: int = 0,
         timesteps: int = 1000,
         timestep_shift: float = 1.0,
-        pool: int = 1,
     ):
         self.clips, self.indices = clips, indices
         self.text_ids, self.empty_ids = text_ids, empty_ids
         self.thresholds, self.batch, self.seed = thresholds, batch, seed
         self.text_drop, self.frames_per_clip = text_drop, frames_per_clip
         self.timesteps, self.timestep_shift = timesteps, timestep_shift
-        self.pool, self.grid = pool, (clips.grid[0] // pool, clips.grid[1] // pool)
         self._epoch, self._order = -1, torch.empty(0)
 
     def _picked(self, position: int) -> int:
@@ -113,21 +104,13 @@ class Batches:
             self._epoch, self._order = epoch, clip_order(len(self.indices), self.seed, epoch)
         return self.indices[int(self._order[place])]
 
-    def _latents(self, indices: list[int]) -> torch.Tensor:
-        return pooled(self.clips.latents(indices), self.pool)
-
-    def _tokens(self, indices: list[int]) -> torch.Tensor:
-        rows, columns = self.clips.grid
-        places = rearrange(self.clips.tokens(indices), "b (r c) d -> b d r c", r=rows, c=columns)
-        return rearrange(pooled(places, self.pool), "b d r c -> b (r c) d")
-
     def step(self, step: int, rows: range | None = None) -> Batch:
         """The batch of an optimizer step; `rows` picks this process's (or this accumulated part's) share of it."""
         rows = rows or range(self.batch)
         positions = [step * self.batch + r for r in rows]
         indices = [self._picked(p) for p in positions]
         timesteps = drawn_timesteps(step, self.batch, self.timesteps, self.seed, self.timestep_shift)[list(rows)]
-        latents = self._latents(indices)
+        latents = self.clips.latents(indices)
         length = latents.shape[1]
         places = drawn_places(step, length, self.frames_per_clip, self.seed)
         shape = (len(places) if places is not None else length, *latents.shape[2:])
@@ -140,8 +123,8 @@ class Batches:
             noise=noise,
             timesteps=timesteps,
             text_ids=text,
-            tokens=self._tokens(indices),
-            grid=self.grid,
+            tokens=self.clips.tokens(indices),
+            grid=self.clips.grid,
             levels=levels if places is None else levels[:, places],
             places=places,
             length=length,
@@ -151,15 +134,15 @@ class Batches:
     @torch.autocast("cpu", enabled=False)
     def fixed(self, indices: list[int], timestep: int) -> Batch:
         """Whole clips, by their place in the cache, under their texts at one timestep; a clip's noise never changes."""
-        latents = self._latents(indices)
+        latents = self.clips.latents(indices)
         length = latents.shape[1]
         return Batch(
             latents=latents,
             noise=torch.stack([torch.randn(latents.shape[1:], generator=_generator(self.seed, 6, i)) for i in indices]),
             timesteps=torch.full((len(indices),), timestep),
             text_ids=self.text_ids[indices],
-            tokens=self._tokens(indices),
-            grid=self.grid,
+            tokens=self.clips.tokens(indices),
+            grid=self.clips.grid,
             levels=torch.cat([even_levels(level(float(self.clips.ssims[i]), self.thresholds), 1, length) for i in indices]),
             places=None,
             length=length,

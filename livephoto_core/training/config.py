@@ -70,7 +70,6 @@ class RunConfig:
     frames_per_clip: int = 0
     motion_weight: float = 0.0
     timestep_shift: float = 1.0
-    pool: int = 1
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
     ema: float = 0.999
@@ -172,7 +171,7 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-_AT_LEAST_ONE = ("steps", "batch", "accumulate", "save_every", "pool")
+_AT_LEAST_ONE = ("steps", "batch", "accumulate", "save_every")
 _AT_LEAST_ZERO = (
     "weight_decay",
     "warmup",

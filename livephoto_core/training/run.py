@@ -267,7 +267,6 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         run.frames_per_clip,
         config.schedule.timesteps,
         run.timestep_shift,
-        run.pool,
     )
     sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)
     return model, batches, list(range(held_out)), sampler

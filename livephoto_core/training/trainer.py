@@ -35,7 +35,6 @@ FIXED_SETTINGS = (
     "frames_per_clip",
     "motion_weight",
     "timestep_shift",
-    "pool",
     "seed",
 )
 

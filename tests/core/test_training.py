@@ -92,11 +92,11 @@ def weights(folder):
     return load_adapter(folder / "adapter.safetensors").state_dict()
 
 
-def batches_of(folder, batch, text_drop=0.5, frames_per_clip=0, pool=1):
+def batches_of(folder, batch, text_drop=0.5, frames_per_clip=0):
     clips = CachedClips(folder)
     ids = torch.arange(len(clips))[:, None].expand(-1, 77) + 100
     empty = torch.zeros(77, dtype=torch.long)
-    return Batches(clips, list(range(len(clips))), ids, empty, THRESHOLDS, batch, 0, text_drop, frames_per_clip, pool=pool)
+    return Batches(clips, list(range(len(clips))), ids, empty, THRESHOLDS, batch, 0, text_drop, frames_per_clip)
 
 
 def test_parts_of_a_step_are_the_step(cache_folder):
@@ -135,17 +135,6 @@ def test_shifted_timesteps_crowd_the_noisy_end_and_stay_stratified():
     assert abs(int((shifted >= 750).sum()) - 32) <= 1 and shifted.min() >= 0 and shifted.max() <= 999
     share = (torch.arange(64) + 0.5) / 64
     torch.testing.assert_close(shifted.float() / 1000, 3 * share / (1 + 2 * share), atol=0.025, rtol=0)
-
-
-def test_pooled_batches_hold_the_means_of_latents_and_tokens(cache_folder):
-    plain, coarse = (batches_of(cache_folder, 2, text_drop=0, pool=pool).step(0) for pool in (1, 2))
-    clips, frames, channels, height, width = plain.latents.shape
-    assert coarse.latents.shape == (clips, frames, channels, height // 2, width // 2) == coarse.noise.shape
-    torch.testing.assert_close(coarse.latents[..., 0, 1], plain.latents[..., :2, 2:4].mean((-2, -1)))
-    rows, columns = plain.grid
-    assert coarse.grid == (rows // 2, columns // 2)
-    corner = plain.tokens.reshape(clips, rows, columns, -1)[:, :2, 2:4].mean((1, 2))
-    torch.testing.assert_close(coarse.tokens[:, 1], corner)
 
 
 def test_drawn_frames_keep_the_order_and_come_from_the_whole_clip():

@@ -32,6 +32,15 @@ def case(function: Callable[[], dict]) -> Callable[[], dict]:
     return function
 
 
+def refused(function: Callable[[], Any]) -> dict[str, Any]:
+    """How a call fails: the error's kind (None if it does not) and message."""
+    try:
+        function()
+    except Exception as error:
+        return {"kind": type(error).__name__, "message": str(error)}
+    return {"kind": None, "message": ""}
+
+
 @functools.cache
 def pack() -> ModuleType:
     """The pack, loaded by ComfyUI from its custom_nodes."""

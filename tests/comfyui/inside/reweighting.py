@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from kit import case, demo, node, part, photos, text
+from kit import case, demo, node, part, photos, refused, text
 
 FRAMES = 16
 TEXT = "the camera pans left while xylophones glimmer"
@@ -71,14 +70,6 @@ def other_frames_and_keys() -> dict[str, Any]:
     entries = [[encode(TEXT)[0][0], {"strength": 0.5, "of another pack": 3}], encode("zooming in")[0]]
     found = reweighted(entries, frames=5).result[0]
     return {"rows": [len(rows) for rows, _ in found], "options": found[0][1], "first": found[0][0], "second": found[1][0]}
-
-
-def refused(function: Callable[[], Any]) -> dict[str, Any]:
-    try:
-        function()
-    except Exception as error:
-        return {"kind": type(error).__name__, "message": str(error)}
-    return {"kind": None, "message": ""}
 
 
 @case

@@ -26,6 +26,7 @@ from kit import (
     patcher,
     prompts,
     reference,
+    refused,
     sample,
     text,
     tiny_model,
@@ -211,59 +212,55 @@ def dropped() -> dict[str, Any]:
     return {"gone": adapter() is None, "hooks": state(demo().model)["hooks"]}
 
 
-def refused(function: Callable[[], Any]) -> dict[str, Any]:
+def refused_cleanly(function: Callable[[], Any]) -> dict[str, Any]:
     """How a call fails, and whether the demo's MODEL is as before."""
     baseline()
-    try:
-        function()
-        found = {"kind": None, "message": ""}
-    except Exception as error:
-        found = {"kind": type(error).__name__, "message": str(error)}
+    found = refused(function)
     same = torch.equal(sample(demo().model, *prompts()), baseline())
     return {**found, "same": same and clean(demo().model)}
 
 
 @case
 def another_size() -> dict[str, Any]:
-    return refused(lambda: sample(apply(), *prompts(), size=8))
+    return refused_cleanly(lambda: sample(apply(), *prompts(), size=8))
 
 
 @case
 def one_frame() -> dict[str, Any]:
-    return refused(lambda: sample(apply(), *prompts(), frames=1))
+    return refused_cleanly(lambda: sample(apply(), *prompts(), frames=1))
 
 
 @case
 def too_many_frames() -> dict[str, Any]:
-    return refused(lambda: sample(apply(), *prompts(), frames=demo().livephoto.config.motion.max_frames + 1))
+    return refused_cleanly(lambda: sample(apply(), *prompts(), frames=demo().livephoto.config.motion.max_frames + 1))
 
 
 @case
 def frames_of_half_a_photo() -> dict[str, Any]:
-    return refused(lambda: sample(apply(count=2), *prompts(), frames=FRAMES + 1))
+    return refused_cleanly(lambda: sample(apply(count=2), *prompts(), frames=FRAMES + 1))
 
 
 @case
 def area() -> dict[str, Any]:
     cut = nodes.ConditioningSetArea().append(text("flickering light"), 64, 64, 0, 0, 1.0)[0]
-    return refused(lambda: sample(apply(), cut, prompts()[1]))
+    return refused_cleanly(lambda: sample(apply(), cut, prompts()[1]))
 
 
 @case
 def applied_twice() -> dict[str, Any]:
-    return refused(lambda: apply(apply()))
+    return refused_cleanly(lambda: apply(apply()))
 
 
 @case
 def text_for_other_frames() -> dict[str, Any]:
     positive, negative = prompts()
     rows = [[positive[0][0].expand(FRAMES - 1, -1, -1), {}]]
-    return refused(lambda: sample(apply(), rows, negative))
+    return refused_cleanly(lambda: sample(apply(), rows, negative))
 
 
 @case
 def text_of_another_width() -> dict[str, Any]:
-    return refused(lambda: sample(apply(), prompts()[0], [[torch.zeros(1, 77, 768), {}]]))
+    return refused_cleanly(lambda: sample(apply(), prompts()[0], [[torch.zeros(1, 77, 768), {}]]))
 
 
 def text_a_frame(count: int) -> dict[str, Any]:
@@ -293,45 +290,45 @@ def with_reference(photo: Any) -> Any:
 @case
 def photo_of_a_wider_encoder() -> dict[str, Any]:
     tokens = torch.zeros(1, 1369, 1024)
-    return refused(lambda: with_reference(replace(reference(), tokens=tokens, grid=(37, 37))))
+    return refused_cleanly(lambda: with_reference(replace(reference(), tokens=tokens, grid=(37, 37))))
 
 
 @case
 def photo_of_other_patches() -> dict[str, Any]:
     tokens = torch.zeros(1, 1369, demo().livephoto.config.content.token_width)
-    return refused(lambda: with_reference(replace(reference(), tokens=tokens, grid=(37, 37))))
+    return refused_cleanly(lambda: with_reference(replace(reference(), tokens=tokens, grid=(37, 37))))
 
 
 @case
 def photo_of_another_vae() -> dict[str, Any]:
-    return refused(lambda: with_reference(replace(reference(), latent=torch.zeros(1, 4, 8, 8))))
+    return refused_cleanly(lambda: with_reference(replace(reference(), latent=torch.zeros(1, 4, 8, 8))))
 
 
 @case
 def inversion_under_a_text_a_frame() -> dict[str, Any]:
     rows = [[text("")[0][0].expand(FRAMES, -1, -1), {}]]
     inputs = {"model": demo().model, "empty_text": rows, "reference": reference(), "steps": 1}
-    return refused(lambda: node("LivePhotoPriorInversion", **inputs))
+    return refused_cleanly(lambda: node("LivePhotoPriorInversion", **inputs))
 
 
 @case
 def inversion_under_a_text_of_another_width() -> dict[str, Any]:
     inputs = {"model": demo().model, "empty_text": [[torch.zeros(1, 77, 768), {}]], "reference": reference(), "steps": 1}
-    return refused(lambda: node("LivePhotoPriorInversion", **inputs))
+    return refused_cleanly(lambda: node("LivePhotoPriorInversion", **inputs))
 
 
 @case
 def inversion_of_another_vaes_photo() -> dict[str, Any]:
     photo = replace(reference(), latent=torch.zeros(1, 4, 8, 8))
     inputs = {"model": demo().model, "empty_text": text(""), "reference": photo, "steps": 1}
-    return refused(lambda: node("LivePhotoPriorInversion", **inputs))
+    return refused_cleanly(lambda: node("LivePhotoPriorInversion", **inputs))
 
 
 def refused_model(model: Any, livephoto: Any, *inputs: torch.Tensor) -> dict[str, Any]:
     """How Apply LivePhoto refuses a MODEL, and whether its network then gives the same."""
     network = model.model.diffusion_model
     before = network(*inputs)
-    found = refused(lambda: apply(model, livephoto))
+    found = refused_cleanly(lambda: apply(model, livephoto))
     return {**found, "same": found["same"] and torch.equal(network(*inputs), before) and clean(model)}
 
 

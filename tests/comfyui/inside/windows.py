@@ -14,7 +14,7 @@ from typing import Any
 import comfy.context_windows as stock
 import comfy.sample
 import torch
-from kit import apply, case, demo, node, part, photos, prompts, recorded, sample
+from kit import apply, case, demo, node, part, photos, prompts, recorded, refused, sample
 
 FRAMES, SIZE = 48, 8
 
@@ -110,14 +110,6 @@ def a_clip_of_one_window() -> dict[str, Any]:
     inputs = weighed(16), prompts()[1]
     found = {"windowed": sample(windowed(applied()), *inputs, frames=16, size=SIZE, steps=1)}
     return {**found, "plain": sample(applied(), *inputs, frames=16, size=SIZE, steps=1)}
-
-
-def refused(function: Callable[[], Any]) -> dict[str, Any]:
-    try:
-        function()
-    except Exception as error:
-        return {"kind": type(error).__name__, "message": str(error)}
-    return {"kind": None, "message": ""}
 
 
 @case
