@@ -108,6 +108,12 @@ def test_adapter_is_in_comfyuis_memory_management(results):
     assert found["hooks"] == 0
 
 
+def test_a_partly_loaded_adapter_gives_the_same(results):
+    found = results("partly_loaded")
+    assert found["lowvram"] == [True, True] and 0 < found["share"] < 0.5
+    assert found["same"] and not found["loose"]
+
+
 def test_dropped_adapter_is_freed(results):
     assert results("dropped") == {"gone": True, "hooks": 0}
 

@@ -200,6 +200,33 @@ def memory() -> dict[str, Any]:
     return {"during": seen, "after": after, "unloaded": len(loaded()), "hooks": hooks}
 
 
+class ScarceMemory(comfy.model_patcher.ModelPatcher):
+    """A device that holds a part of the weights only, as under --lowvram: the rest is cast when a layer is called."""
+
+    def partially_load(self, device: Any, extra_memory: int = 0, force_patch_weights: bool = False) -> int:
+        return super().partially_load(device, self.model_size() // 3, force_patch_weights)
+
+
+@case
+def partly_loaded() -> dict[str, Any]:
+    livephoto = part("nodes.loaders").load(Path(part("nodes.demo_model").FOLDER / "adapter.safetensors"))
+    whole = sample(apply(livephoto=livephoto), *prompts())
+    comfy.model_management.unload_all_models()
+    adapter, cpu = livephoto.adapter, torch.device("cpu")
+    scarce = replace(livephoto, patcher=ScarceMemory(adapter, load_device=cpu, offload_device=cpu))
+    lowvram = []
+    partly = sample(apply(livephoto=scarce), *prompts(), callback=lambda *_: lowvram.append(adapter.model_lowvram))
+    share = adapter.model_loaded_weight_memory / livephoto.patcher.model_size()
+    comfy.model_management.unload_all_models()
+    # what ComfyUI leaves on the CPU then, for a layer to cast: nothing else may be used by itself
+    loose = [
+        name
+        for name, module in adapter.named_modules()
+        if next(module.parameters(recurse=False), None) is not None and not hasattr(module, "comfy_cast_weights")
+    ]
+    return {"lowvram": lowvram, "share": share, "same": torch.equal(whole, partly), "loose": loose}
+
+
 @case
 def dropped() -> dict[str, Any]:
     """A checkpoint that nobody holds any more is gone, though it was just used."""
