@@ -11,6 +11,9 @@ from .motion import LivePhotoIntensity
 from .reference import LivePhotoPriorInversion, LivePhotoReferenceEncode
 from .sampling import LivePhotoPriorNoise, LivePhotoSampler
 from .text import LivePhotoTextReweight
+from .wan_inputs import LivePhotoWanIntensity, LivePhotoWanReference
+from .wan_loader import LivePhotoWanLoader
+from .wan_sampling import LivePhotoWanGuider, LivePhotoWanSigmas
 from .windows import LivePhotoContextWindows
 
 
@@ -33,4 +36,9 @@ class LivePhotoExtension(ComfyExtension):
             LivePhotoSampler,
             LivePhotoContextWindows,
             LivePhotoMeasureMotion,
+            LivePhotoWanLoader,
+            LivePhotoWanReference,
+            LivePhotoWanIntensity,
+            LivePhotoWanGuider,
+            LivePhotoWanSigmas,
         ]

@@ -1,6 +1,7 @@
-"""The weights and inputs that belong to data/wan_golden.safetensors: outputs of the official LivePhoto-Wan2.1 code.
+"""Files in the layout of LivePhoto-Wan2.1's release: small ones, and ones of zeros.
 
-The file's metadata ("golden", JSON) has the config, the shapes, the LoRA's targets and a description of every entry.
+The small ones hold the weights that belong to data/wan_golden.safetensors, the outputs of the official code. That file's metadata
+("golden", JSON) has the config, the shapes, the LoRA's targets and a description of every entry.
 """
 
 import json
@@ -69,3 +70,17 @@ def inputs():
     for name, rows in ROWS.items():
         found[name][:, rows:] = 0
     return found
+
+
+def save_zeros(path, shapes, kinds=None):
+    """A safetensors file of zeros, bfloat16 where `kinds` says nothing else, that takes no room on the disk."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        kind = (kinds or {}).get(name, "BF16")
+        begin, end = end, end + math.prod(shape) * {"BF16": 2, "I64": 8}[kind]
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path

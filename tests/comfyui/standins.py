@@ -1,4 +1,4 @@
-"""Files of the layout and size of those that people have, with random weights: SD1.5, DINOv2-large, LivePhoto, and more."""
+"""Files of the layout and size of those that people have, with random weights: SD1.5, DINOv2-large, LivePhoto, Wan2.1's VAE."""
 
 from __future__ import annotations
 
@@ -33,13 +33,18 @@ DINOV2_NAMES = {
 }
 
 
-@functools.cache
-def _original() -> ModuleType:
-    """tests/core/test_base.py, which names diffusers' tensors in the original layout."""
-    spec = importlib.util.spec_from_file_location("core_test_base", Path(__file__).parents[1] / "core" / "test_base.py")
+def _load(path: str) -> ModuleType:
+    """A module of the tests, which are no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parents[1] / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@functools.cache
+def _original() -> ModuleType:
+    """tests/core/test_base.py, which names diffusers' tensors in the original layout."""
+    return _load("core/test_base.py")
 
 
 def _unet() -> nn.Module:
@@ -149,3 +154,69 @@ def save_lora(path: Path) -> None:
         parameters.append((f"{name}.lora_up.weight", torch.empty(outputs, LORA_RANK, device="meta")))
     alphas = {f"{name}.alpha": torch.tensor(0.1 * LORA_RANK) for name in shapes}
     save_file({**random_weights(parameters), **alphas}, path)
+
+
+def _wan_vae_shapes() -> dict[str, tuple[int, ...]]:
+    """The names and shapes of Wan2.1's VAE: 16 channels, a frame in four, a pixel in 8x8."""
+    found = {}
+
+    def conv(name: str, outputs: int, inputs: int, *kernel: int) -> None:
+        found.update({f"{name}.weight": (outputs, inputs, *kernel), f"{name}.bias": (outputs,)})
+
+    def residual(name: str, inputs: int, outputs: int) -> None:
+        found.update({f"{name}.residual.0.gamma": (inputs, 1, 1, 1), f"{name}.residual.3.gamma": (outputs, 1, 1, 1)})
+        conv(f"{name}.residual.2", outputs, inputs, 3, 3, 3)
+        conv(f"{name}.residual.6", outputs, outputs, 3, 3, 3)
+        if inputs != outputs:
+            conv(f"{name}.shortcut", outputs, inputs, 1, 1, 1)
+
+    def ends(half: str, first: tuple[int, int], middle: int, last: tuple[int, int]) -> None:
+        conv(f"{half}.conv1", *first, 3, 3, 3)
+        for place in (0, 2):
+            residual(f"{half}.middle.{place}", middle, middle)
+        found[f"{half}.middle.1.norm.gamma"] = (middle, 1, 1)
+        conv(f"{half}.middle.1.to_qkv", 3 * middle, middle, 1, 1)
+        conv(f"{half}.middle.1.proj", middle, middle, 1, 1)
+        found[f"{half}.head.0.gamma"] = (last[1], 1, 1, 1)
+        conv(f"{half}.head.2", *last, 3, 3, 3)
+
+    ends("encoder", (96, 3), 384, (32, 384))
+    conv("conv1", 32, 32, 1, 1, 1)
+    conv("conv2", 16, 16, 1, 1, 1)
+    ends("decoder", (384, 16), 384, (3, 96))
+    place = 0
+    for number, (inputs, outputs) in enumerate(((96, 96), (96, 192), (192, 384), (384, 384))):
+        for source in (inputs, outputs):
+            residual(f"encoder.downsamples.{place}", source, outputs)
+            place += 1
+        if number < 3:
+            conv(f"encoder.downsamples.{place}.resample.1", outputs, outputs, 3, 3)
+            if number > 0:
+                conv(f"encoder.downsamples.{place}.time_conv", outputs, outputs, 3, 1, 1)
+            place += 1
+    place = 0
+    for number, (inputs, outputs) in enumerate(((384, 384), (192, 384), (192, 192), (96, 96))):
+        for source in (inputs, outputs, outputs):
+            residual(f"decoder.upsamples.{place}", source, outputs)
+            place += 1
+        if number < 3:
+            conv(f"decoder.upsamples.{place}.resample.1", outputs // 2, outputs, 3, 3)
+            if number < 2:
+                conv(f"decoder.upsamples.{place}.time_conv", 2 * outputs, outputs, 3, 1, 1)
+            place += 1
+    return found
+
+
+def save_wan_vae(path: Path) -> None:
+    """Wan2.1's VAE; ComfyUI reads it in this size only."""
+    save_file(random_weights((name, torch.empty(shape, device="meta")) for name, shape in _wan_vae_shapes().items()), path)
+
+
+def save_wan(path: Path) -> None:
+    """LivePhoto-Wan2.1's base file with a Wan2.1 of two narrow blocks; the text module has its real size."""
+    save_file({name: tensor.bfloat16() for name, tensor in _load("wan_recipe.py").weights().items()}, path)
+
+
+def save_wan_lora(path: Path) -> None:
+    """Its LoRA."""
+    save_file(_load("wan_recipe.py").lora(), path)

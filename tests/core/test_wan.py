@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import json
 import math
 from pathlib import Path
 
@@ -168,23 +167,9 @@ def test_names_and_shapes_are_those_of_the_release():
     assert hashlib.md5(",".join(lines).encode()).hexdigest() == RELEASED
 
 
-def write(path, shapes, kinds=None):
-    """A safetensors file of zeros that takes no room on the disk."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        kind = (kinds or {}).get(name, "BF16")
-        begin, end = end, end + math.prod(shape) * {"BF16": 2, "I64": 8}[kind]
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-    return path
-
-
 def test_small_file_of_the_released_layout_is_split(tmp_path):
     shapes = {**wan_shapes(SMALL), **text_shapes()}
-    found = read_wan(write(tmp_path / "base.safetensors", shapes))
+    found = read_wan(recipe.save_zeros(tmp_path / "base.safetensors", shapes))
     assert {name: tuple(tensor.shape) for name, tensor in found.wan.items()} == wan_shapes(SMALL)
     assert {name: tuple(tensor.shape) for name, tensor in found.text.items()} == text_shapes()
     assert text_module(found.text).motion_intensity_embed.weight.dtype == torch.bfloat16
@@ -193,7 +178,7 @@ def test_small_file_of_the_released_layout_is_split(tmp_path):
 def test_file_of_the_released_size_passes_the_check(tmp_path):
     from livephoto_core.checkpoint import opened
 
-    path = write(tmp_path / "base.safetensors", {**wan_shapes(WanSize()), **text_shapes()})
+    path = recipe.save_zeros(tmp_path / "base.safetensors", {**wan_shapes(WanSize()), **text_shapes()})
     with opened(path) as file:
         check_wan_file({name: file.get_slice(name) for name in file.keys()}, path)  # noqa: SIM118
 
@@ -216,7 +201,7 @@ WRONG = {
 def test_file_with_a_wrong_tensor_is_refused_by_name(tmp_path, fault):
     name, shape, said = WRONG[fault]
     shapes = {**wan_shapes(SMALL), **text_shapes(), name: shape}
-    path = write(tmp_path / "base.safetensors", {name: shape for name, shape in shapes.items() if shape is not None})
+    path = recipe.save_zeros(tmp_path / "base.safetensors", {name: shape for name, shape in shapes.items() if shape is not None})
     with pytest.raises(LivePhotoError) as caught:
         read_wan(path)
     print(caught.value)
@@ -228,18 +213,18 @@ def test_file_with_a_wrong_tensor_is_refused_by_name(tmp_path, fault):
 def test_text_tensor_of_whole_numbers_is_refused(tmp_path):
     shapes, name = {**wan_shapes(SMALL), **text_shapes()}, "text_reweight.ln0_0.bias"
     with pytest.raises(LivePhotoError, match=f"1 not F16, BF16 or F32: {name} I64"):
-        read_wan(write(tmp_path / "base.safetensors", shapes, {name: "I64"}))
+        read_wan(recipe.save_zeros(tmp_path / "base.safetensors", shapes, {name: "I64"}))
 
 
 def test_plain_wan_is_named(tmp_path):
     with pytest.raises(LivePhotoError, match=r"this is plain Wan2\.1, not LivePhoto-Wan2\.1: it lacks the text module; get base"):
-        read_wan(write(tmp_path / "wan2.1.safetensors", wan_shapes(SMALL)))
+        read_wan(recipe.save_zeros(tmp_path / "wan2.1.safetensors", wan_shapes(SMALL)))
 
 
 def test_other_files_are_named(tmp_path):
     sd15 = {"model.diffusion_model.input_blocks.0.0.weight": (4, 4), "cond_stage_model.x": (4,)}
     with pytest.raises(LivePhotoError, match=r"not LivePhoto-Wan2\.1, it looks like a Stable Diffusion v1 base model: get base"):
-        read_wan(write(tmp_path / "sd15.safetensors", sd15))
+        read_wan(recipe.save_zeros(tmp_path / "sd15.safetensors", sd15))
     (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(LivePhotoError, match=r"get it again|give the path"):
         read_wan(tmp_path / "cut.safetensors")
