@@ -31,7 +31,7 @@ def known(server):
 
 
 def test_each_has_both_forms_and_a_picture():
-    assert len(NAMES) == 6
+    assert len(NAMES) == 7
     assert sorted(path.stem for path in (FOLDER / "api").glob("*.json")) == NAMES
     assert sorted(path.stem for path in FOLDER.glob("*.jpg")) == NAMES
 
@@ -216,3 +216,69 @@ def test_sd15_workflow_saves_a_clip(sd15_server, name):
     log = sd15_server.log()
     for complaint in ("lora key not loaded", "missing clip vision", "missing controlnet keys", "unet missing", "unet unexpected"):
         assert complaint not in log
+
+
+WAN_FOLDERS = ("diffusion_models", "vae")
+
+
+@pytest.fixture(scope="module")
+def wan_server(serving, standins, comfyui):
+    """A server with LivePhoto-Wan2.1 at small size, Wan2.1's VAE, and a node for a small umt5: 0.6 GB, deleted afterwards."""
+
+    def prepare(base):
+        shutil.copy(comfyui.path / "input" / PHOTO, base / "input" / PHOTO)
+        for folder in WAN_FOLDERS:
+            (base / "models" / folder).mkdir()
+        standins.save_wan(base / "models" / "diffusion_models" / "livephoto_wan2.1_base.safetensors")
+        standins.save_wan_lora(base / "models" / "loras" / "livephoto_wan2.1_lora.safetensors")
+        standins.save_wan_vae(base / "models" / "vae" / "wan_2.1_vae.safetensors")
+        # Load CLIP reads umt5-xxl in its full size alone, 11 GB
+        shutil.copy(Path(__file__).parent / "inside" / "small_umt5.py", base / "custom_nodes" / "small_umt5.py")
+        gc.collect()
+
+    with serving(prepare) as running:
+        yield running
+
+
+def small_wan(graph, **changes):
+    """The workflow with small_umt5.py's node for Load CLIP and two latent frames of 8x8; `changes` are inputs by node type."""
+    graph = with_few_steps(graph)
+    for node in graph.values():
+        if node["class_type"] == "CLIPLoader":
+            node |= {"class_type": "SmallUMT5", "inputs": {}}
+        if node["class_type"] == "LivePhotoWanReference":
+            node["inputs"] |= {"width": 64, "height": 64}
+        if node["_meta"]["title"] == "Frames":
+            node["inputs"]["value"] = 5
+        node["inputs"] |= changes.get(node["class_type"], {})
+    return graph
+
+
+def test_wan_workflow_saves_a_clip(wan_server):
+    graph = small_wan(read(FOLDER / "api" / "livephoto_wan.json"))
+    begin = time.monotonic()
+    run = wan_server.run(graph)
+    print(f"wan: {time.monotonic() - begin:.1f} s")
+    assert check_clip(wan_server, run, graph) == (64, 64)
+    [loader] = [key for key, node in graph.items() if node["class_type"] == "LivePhotoWanLoader"]
+    assert run.outputs[loader]["text"] == ["warmup 0.602, gate 0.60: the motion level acts"]
+    log = wan_server.log()
+    for complaint in ("lora key not loaded", "unet missing", "unet unexpected", "Missing VAE keys"):
+        assert complaint not in log
+
+
+def test_wan_mistakes_are_said_on_their_nodes(wan_server):
+    path = FOLDER / "api" / "livephoto_wan.json"
+    for kind, inputs, said in (
+        ("LivePhotoWanReference", {"length": 80}, "length is 80, Wan2.1 makes 4n + 1 frames: take 81"),
+        ("LivePhotoWanLoader", {"model_name": "none.safetensors"}, "models/diffusion_models has no file none.safetensors"),
+    ):
+        error = wan_server.run(small_wan(read(path), **{kind: inputs})).error
+        assert (error["node_type"], error["exception_type"].rpartition(".")[2]) == (kind, "LivePhotoError")
+        assert said in error["exception_message"]
+
+
+def test_wan_level_beyond_the_last_is_refused(wan_server, refused):
+    graph = small_wan(read(FOLDER / "api" / "livephoto_wan.json"), LivePhotoWanIntensity={"level": 7})
+    with pytest.raises(refused, match="value_bigger_than_max"):
+        wan_server.queue(graph)
