@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from safetensors.torch import save_file
 
 from livephoto_core.lora import apply_lora
@@ -11,6 +13,7 @@ from livephoto_core.lora import apply_lora
 # as in inside/neighbours.py
 SCALE, SHIFT = 1.1, 0.1
 STRENGTH = 0.8
+PICTURE_TOKENS, PICTURE_WEIGHT = 4, 20.0
 LAYERS = (
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
     "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0",
@@ -57,6 +60,30 @@ def test_attention_patches_before_and_after_give_the_same(results):
     before, after = (results(f"neighbour_{where}")["latents"] for where in ("before", "after"))
     assert torch.allclose(before, after, atol=1e-4)
     assert not torch.allclose(before, results("alone")["latents"], atol=1e-2)
+
+
+def test_ipadapter(results, demo, replay):
+    found, (base, adapter) = results("ipadapter_before"), demo
+    attention = base.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+
+    def add_picture(module, args, output):
+        """What the cross-attention onto a picture's keys and values adds."""
+        q = module.to_q(args[0])
+        picture = torch.randn(2, PICTURE_TOKENS, q.shape[-1], generator=torch.Generator().manual_seed(9))
+        q, k, v = (rearrange(part, "... n (h d) -> ... h n d", h=module.heads) for part in (q, *picture))
+        seen = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+        return output + PICTURE_WEIGHT * F.linear(seen, module.to_out[0].weight)
+
+    handle = attention.register_forward_hook(add_picture)
+    try:
+        difference = replay(found, base.unet, adapter)
+    finally:
+        handle.remove()
+    print(f"ipadapter: {difference:.1e}")
+    assert difference < 1e-4
+    assert replay(found, base.unet, adapter) > 0.01
+    assert torch.equal(found["latents"], results("ipadapter_after")["latents"])
+    assert torch.allclose(results("ipadapter_of_no_weight")["latents"], results("alone")["latents"], atol=1e-5)
 
 
 def test_freeu(results):

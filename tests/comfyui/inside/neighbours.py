@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_freelunch import FreeU_V2
 from kit import apply, case, demo, prompts, run_recorded, sample
 
 import nodes
 
 SCALE, SHIFT = 1.1, 0.1
+PICTURE_TOKENS = 4
 
 
 def neighbour(model: Any) -> Any:
@@ -17,6 +20,20 @@ def neighbour(model: Any) -> Any:
     clone = model.clone()
     clone.set_model_attn2_patch(lambda hidden, context, value, options: (hidden, context * SCALE, value * SCALE))
     clone.set_model_attn2_output_patch(lambda output, options: output + SHIFT)
+    return clone
+
+
+def ipadapter(model: Any, weight: float) -> Any:
+    """As IPAdapters do it: in place of a text cross-attention one onto text and one onto a picture's keys and values."""
+
+    def both(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict) -> torch.Tensor:
+        picture = torch.randn(2, PICTURE_TOKENS, q.shape[-1], generator=torch.Generator().manual_seed(9)).to(q)
+        keys, values = (part.expand(len(q), -1, -1) for part in picture)
+        heads = options["n_heads"]
+        return optimized_attention(q, k, v, heads) + weight * optimized_attention(q, keys, values, heads)
+
+    clone = model.clone()
+    clone.set_model_attn2_replace(both, "middle", 0)
     return clone
 
 
@@ -45,6 +62,21 @@ def neighbour_before() -> dict[str, Any]:
 @case
 def neighbour_after() -> dict[str, Any]:
     return run_recorded(neighbour(apply()), *prompts())
+
+
+@case
+def ipadapter_before() -> dict[str, Any]:
+    return run_recorded(apply(ipadapter(demo().model, 20.0)), *prompts())
+
+
+@case
+def ipadapter_after() -> dict[str, Any]:
+    return {"latents": sample(ipadapter(apply(), 20.0), *prompts())}
+
+
+@case
+def ipadapter_of_no_weight() -> dict[str, Any]:
+    return {"latents": sample(ipadapter(apply(), 0.0), *prompts())}
 
 
 @case
