@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .commands.bench import add_bench
 from .errors import LivePhotoError
 
 USER_ERROR = 2
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_train(commands)
     _add_calibrate(commands)
+    add_bench(commands)
     return parser
 
 

@@ -1,0 +1,244 @@
+"""`livephoto bench`: its options, and calling what does the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import LivePhotoError
+
+PHOTOS = "photographs of your own (default: the installed packages' held-out ones)"
+
+
+def add_bench(commands) -> None:
+    """Add `bench run`, `bench export` and `bench intensity` to the command line's subparsers."""
+    about = "measure how well a system follows photo, text and level"
+    parser = commands.add_parser("bench", help=about, description=f"MotionBench: {about}.")
+    parts = parser.add_subparsers(title="parts", required=True, metavar="PART")
+    _add_run(parts)
+    _add_export(parts)
+    _add_intensity(parts)
+
+
+def _add_run(parts) -> None:
+    parser = parts.add_parser("run", help="measure a system", description="Make every clip of the suite and measure it.")
+    parser.add_argument("--system", default="livephoto", choices=list(SYSTEMS), help="what is measured (default livephoto)")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for the report; an earlier one is replaced")
+    _add_suite_options(parser)
+    parser.add_argument("--size", type=int, help="pixels a side of the system's photo (default 64; livephoto: its own)")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--dino", metavar="DIR", help="DINOv2 weights: adds the DINO score of adjacent frames")
+    parser.add_argument("--clip", metavar="DIR", help="CLIP weights: adds the CLIP score of adjacent frames")
+    ours = parser.add_argument_group("--system livephoto")
+    ours.add_argument("--model", default="demo", metavar="demo|FILE", help="LivePhoto checkpoint (default demo)")
+    ours.add_argument("--base", metavar="DIR|FILE", help="its base model")
+    ours.add_argument("--image-encoder", metavar="DIR", help="the DINOv2 that the checkpoint names, if the base has none")
+    ours.add_argument("--tokenizer", metavar="DIR", help="for a single-file base")
+    ours.add_argument("--steps", type=int, default=20, help="default 20")
+    ours.add_argument("--cfg", type=float, default=1.5, help="guidance, 1 is none (default 1.5)")
+    ours.add_argument("--prior", default="0.033,0.016", metavar="FROM,TO", help="share of the inverted photo in the noise")
+    ours.add_argument("--batch", type=int, default=8, help="clips made at a time (default 8)")
+    others = parser.add_argument_group("other systems")
+    others.add_argument("--folder", metavar="DIR", help="diffusers: the pipeline; folder: the clips")
+    others.add_argument("--function", metavar="FILE.py:NAME", help="function: (photo, text, level, seed) -> frames")
+    others.add_argument("--url", default="http://127.0.0.1:8188", help="comfyui: its address (default http://127.0.0.1:8188)")
+    others.add_argument("--workflow", metavar="FILE", help="comfyui: a workflow exported as API JSON")
+    places = "comfyui: where photo, text, level and seed go; once for each"
+    others.add_argument("--set", action="append", default=[], metavar="NAME=NODE.INPUT", help=places)
+    others.add_argument("--output-node", metavar="NODE", help="comfyui: the node that saves the clip, if there are several")
+    others.add_argument("--seconds", type=float, default=1800, help="comfyui: a clip may take this long (default 1800)")
+    others.add_argument("--level-input", metavar="NAME", help="diffusers: the input that sets the strength, such as motion_scale")
+    values = "diffusers, comfyui: the level's input at level 1 to 10 (default 1,...,10)"
+    others.add_argument("--level-values", metavar="V1,...,V10", help=values)
+    others.add_argument("--inputs", default="{}", metavar="JSON", help='diffusers: more, such as {"num_inference_steps": 25}')
+    parser.set_defaults(run=_run)
+
+
+def _add_export(parts) -> None:
+    about = "write what to make, for a system that runs elsewhere"
+    parser = parts.add_parser("export", help=about, description="Write photos and cases.csv.")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="a new folder")
+    _add_suite_options(parser)
+    parser.add_argument("--size", type=int, default=512, help="pixels a side of the photos (default 512)")
+    parser.set_defaults(run=_export)
+
+
+def _add_intensity(parts) -> None:
+    parser = parts.add_parser(
+        "intensity", help="compare measures of motion strength", description="Rank agreement of measures with the true speed."
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for the report; an earlier one is replaced")
+    parser.add_argument("--photos", metavar="DIR", help=PHOTOS)
+    parser.add_argument("--scenes", type=int, default=4, help="scenes for each motion (default 4)")
+    parser.add_argument("--speeds", type=int, default=8, help="speeds for each scene (default 8)")
+    parser.add_argument("--dino", metavar="DIR", help="DINOv2 weights: a measure more")
+    parser.add_argument("--clip", metavar="DIR", help="CLIP weights: a measure more")
+    parser.add_argument("--device", help="of DINO and CLIP (default: cuda if there is one, else cpu)")
+    parser.set_defaults(run=_intensity)
+
+
+def _add_suite_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", default="full", help="full (default) or reduced, for a quick look")
+    parser.add_argument("--photos", metavar="DIR", help=PHOTOS)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from ..evaluation.bench_report import build_report, check_folder, to_markdown, write_report
+    from ..evaluation.benching import run_suite
+    from ..evaluation.features import consistency
+    from ..evaluation.suite import draw_suite, suite_photos
+
+    check_folder(options.out)
+    options.device = options.device or _device()
+    extractors = _extractors(options)
+    suite = draw_suite(suite_photos(options.photos), options.suite)
+    system = SYSTEMS[options.system](options, suite)
+    scorers = {f"{name} score": lambda frames, f=features: consistency(f(frames)) for name, features in extractors.items()}
+    result = run_suite(system, suite, scorers)
+    report = build_report(system, suite, result, _settings(options))
+    write_report(report, result, options.out)
+    print(to_markdown(report))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from ..evaluation.suite import draw_suite, suite_photos
+    from ..evaluation.system_folder import export_suite
+    from ..evaluation.systems import still_system
+
+    if options.size < 16:
+        raise LivePhotoError(f"--size must be 16 or more, got {options.size}")
+    suite = draw_suite(suite_photos(options.photos), options.suite)
+    count = export_suite(suite, options.out, options.size, still_system())
+    print(f"{count} clips to make are in {Path(options.out) / 'cases.csv'}")
+    print("name each clip as its row does, then, with the same --suite and --photos:")
+    print("livephoto bench run --system folder --folder CLIPS -o REPORT")
+
+
+def _intensity(options: argparse.Namespace) -> None:
+    from ..evaluation.bench_report import check_folder
+    from ..evaluation.intensity_measures import MEASURES, feature_change
+    from ..evaluation.intensity_study import sweep_scenes, write_study
+    from ..evaluation.suite import suite_photos
+
+    if options.scenes < 1 or options.speeds < 3:
+        raise LivePhotoError(f"--scenes must be 1 or more and --speeds 3 or more, got {options.scenes} and {options.speeds}")
+    check_folder(options.out)
+    options.device = options.device or _device()
+    more = {f"{name} features": feature_change(features) for name, features in _extractors(options).items()}
+    photos = suite_photos(options.photos)
+    print(write_study(sweep_scenes(photos, {**MEASURES, **more}, options.scenes, options.speeds), options.out))
+
+
+def _extractors(options: argparse.Namespace) -> dict[str, Callable]:
+    from ..evaluation.features import clip_features, dino_features
+
+    found = {}
+    if options.dino is not None:
+        found["DINO"] = dino_features(options.dino, options.device)
+    if options.clip is not None:
+        found["CLIP"] = clip_features(options.clip, options.device)
+    return found
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The options as given; paths by their last part alone, so that a report tells nothing of the machine."""
+    names = {name: value for name, value in vars(options).items() if name not in ("run", "out")}
+    paths = ("photos", "model", "base", "image_encoder", "tokenizer", "folder", "function", "workflow", "dino", "clip")
+    return {name: Path(value).name if name in paths and value is not None else value for name, value in names.items()}
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _size(options: argparse.Namespace) -> int:
+    from ..evaluation.suite import SIZE
+
+    size = SIZE if options.size is None else options.size
+    if size < SIZE:
+        raise LivePhotoError(f"--size must be {SIZE} or more, got {size}: clips are measured at {SIZE} pixels")
+    return size
+
+
+def _needed(options: argparse.Namespace, name: str) -> str:
+    if (value := getattr(options, name)) is None:
+        raise LivePhotoError(f"--system {options.system} needs --{name}; see livephoto bench run --help")
+    return value
+
+
+def _livephoto(options: argparse.Namespace, suite):
+    from ..evaluation.generate import BatchSampling
+    from ..evaluation.system_livephoto import livephoto_system
+    from .model_files import ModelFiles
+
+    if options.batch < 1:
+        raise LivePhotoError(f"--batch must be 1 or more, got {options.batch}")
+    if options.size is not None:
+        raise LivePhotoError("--size is for other systems: a LivePhoto model has its own")
+    try:
+        start, end = (float(part) for part in options.prior.split(","))
+    except ValueError:
+        raise LivePhotoError(f"--prior takes two shares as 0.033,0.016, got {options.prior!r}; 0,0 switches it off") from None
+    files = ModelFiles(options.model, options.base, options.image_encoder, options.tokenizer)
+    return livephoto_system(files, options.device, BatchSampling(options.steps, options.cfg, start, end), options.batch)
+
+
+def _diffusers(options: argparse.Namespace, suite):
+    from ..evaluation.level_values import level_values
+    from ..evaluation.system_diffusers import diffusers_system
+
+    try:
+        inputs = dict(json.loads(options.inputs))
+    except (ValueError, TypeError):
+        raise LivePhotoError(f'--inputs takes JSON such as {{"num_inference_steps": 25}}, got {options.inputs!r}') from None
+    values = level_values(options.level_values)
+    folder = _needed(options, "folder")
+    return diffusers_system(folder, _size(options), options.device, options.level_input, values, inputs)
+
+
+def _comfyui(options: argparse.Namespace, suite):
+    from ..evaluation.level_values import level_values
+    from ..evaluation.system_comfyui import comfyui_system, read_workflow
+
+    workflow = read_workflow(_needed(options, "workflow"), options.set, options.output_node)
+    return comfyui_system(options.url, workflow, _size(options), level_values(options.level_values), options.seconds)
+
+
+def _folder(options: argparse.Namespace, suite):
+    from ..evaluation.system_folder import folder_system
+
+    return folder_system(_needed(options, "folder"), suite)
+
+
+def _function(options: argparse.Namespace, suite):
+    from ..evaluation.systems import function_system
+
+    return function_system(_needed(options, "function"), _size(options))
+
+
+def _truth(options: argparse.Namespace, suite):
+    from ..evaluation.truth import truth_system
+
+    return truth_system(suite)
+
+
+def _still(options: argparse.Namespace, suite):
+    from ..evaluation.systems import still_system
+
+    return still_system()
+
+
+SYSTEMS = {
+    "livephoto": _livephoto,
+    "diffusers": _diffusers,
+    "comfyui": _comfyui,
+    "folder": _folder,
+    "function": _function,
+    "truth": _truth,
+    "still": _still,
+}

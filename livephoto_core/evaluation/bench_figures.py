@@ -1,0 +1,115 @@
+"""MotionBench's figures, each with a 95 % bootstrap interval over scenes: the cases of a scene are not independent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ..demo.motions import MOTIONS
+from ..intensity import LEVELS
+from .figures import interval, spearman
+from .report import GROUPS, Figure, mean_figure
+from .scoring import LevelRow, Row
+from .suite import WORDINGS
+
+ASKED = tuple(range(1, LEVELS + 1))
+
+
+def scene_mean(rows: Sequence[Row], value: Callable[[Row], float]) -> Figure:
+    """Mean over scenes of the mean over a scene's rows, of what is finite; the count is of scenes."""
+    scenes: dict[str, list[float]] = {}
+    for row in rows:
+        if np.isfinite(number := float(value(row))):
+            scenes.setdefault(row.scene, []).append(number)
+    return mean_figure([float(np.mean(values)) for values in scenes.values()])
+
+
+def text_figures(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The share of clips in which the motion asked for is seen: of all, by wording, and by group of motions."""
+    parts = {"all": list(rows)}
+    parts.update({f"{wording} wording": [r for r in rows if r.wording == wording] for wording in WORDINGS})
+    parts.update({group: [r for r in rows if r.motion in motions] for group, motions in GROUPS.items()})
+    return {f"text, right: {name}": scene_mean(part, lambda r: r.right) for name, part in parts.items() if part}
+
+
+def photo_figures(rows: Sequence[Row]) -> dict[str, Figure]:
+    """How the photo is kept: in the first frame, over time, and from frame to frame."""
+    if not rows:
+        return {}
+    figures = {
+        "photo, first frame, dB": scene_mean(rows, lambda r: r.first),
+        "photo, identity over time, dB": scene_mean(rows, lambda r: r.identity),
+        "photo, identity in the last frame, dB": scene_mean(rows, lambda r: r.identity_last),
+        "photo, sharpness of the last frame": scene_mean(rows, lambda r: r.sharpness),
+        "photo, adjacent frames, SSIM": scene_mean(rows, lambda r: r.adjacent_ssim),
+        "photo, adjacent frames, dB": scene_mean(rows, lambda r: r.adjacent_psnr),
+    }
+    for name in rows[0].scores:
+        figures[f"photo, {name}"] = scene_mean(rows, lambda r, name=name: r.scores[name])
+    return figures
+
+
+def first_frame_loss(rows: Sequence[Row], limits: Sequence[Row]) -> Figure:
+    """dB by which the first frame is below what the system's VAE makes of the photo."""
+    best = {limit.name: limit.first for limit in limits}
+    return scene_mean(rows, lambda r: best[r.name] - r.first)
+
+
+def level_figures(rows: Sequence[LevelRow]) -> dict[str, Figure]:
+    """How the level is followed: over all scenes, and over those alone whose motion is right, without which it says little."""
+    figures = {}
+    for name, part in (("", rows), (", motion right", [row for row in rows if row.right])):
+        # a clip that is the same at every level follows none
+        spearmans = np.nan_to_num([spearman(ASKED, row.dissimilarity) for row in part])
+        figures[f"level, Spearman a clip{name}"] = mean_figure(spearmans)
+        figures[f"level, Spearman pooled{name}"] = pooled_spearman([(ASKED, row.dissimilarity) for row in part])
+        figures[f"level, error{name}"] = mean_figure([_error(row, np.abs, row.reachable) for row in part])
+        figures[f"level, delivered minus requested{name}"] = mean_figure([_error(row, np.array, row.reachable) for row in part])
+    figures["level, error, out of the scene's reach too"] = mean_figure([_error(row, np.abs, [True] * LEVELS) for row in rows])
+    steps = [_steps(row) for row in rows]
+    figures["level, steps that rise"] = mean_figure([float(np.mean(s)) if s else float("nan") for s in steps])
+    figures["level, clips whose every step rises"] = mean_figure([float(all(s)) if s else float("nan") for s in steps])
+    return figures
+
+
+def pooled_spearman(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Rank correlation over the values of all scenes together, each given as (a, b); drawn anew scene by scene."""
+
+    def figure(index: Iterable[int]) -> float:
+        return spearman(*(np.concatenate([pairs[i][side] for i in index]) for side in (0, 1)))
+
+    value = figure(range(len(pairs))) if pairs else float("nan")
+    return Figure(value, *interval(len(pairs), figure), len(pairs))
+
+
+def _error(row: LevelRow, size: Callable[[np.ndarray], np.ndarray], counted: Sequence[bool]) -> float:
+    errors = size(np.subtract(row.delivered, ASKED))[np.asarray(counted)]
+    return float(errors.mean()) if len(errors) else float("nan")
+
+
+def _steps(row: LevelRow) -> list[bool]:
+    """Whether 1 - SSIM rises from each level to the next, where the scene can have both."""
+    found, can = row.dissimilarity, row.reachable
+    return [found[k + 1] > found[k] for k in range(LEVELS - 1) if can[k] and can[k + 1]]
+
+
+def level_curve(rows: Sequence[LevelRow]) -> list[dict[str, float]]:
+    """For each level asked for, the mean of the levels delivered and their 10 % and 90 % quantiles."""
+    if not rows:
+        return []
+    table = np.array([row.delivered for row in rows], dtype=float)
+    low, high = np.quantile(table, [0.1, 0.9], axis=0)
+    columns = zip(ASKED, table.mean(0), low, high, strict=True)
+    return [{"asked": asked, "mean": float(m), "low": float(a), "high": float(b)} for asked, m, a, b in columns]
+
+
+def confusions(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, int]]]:
+    """{wording: {motion asked for: {motion seen: clips}}}."""
+    table: dict[str, dict[str, dict[str, int]]] = {}
+    for wording in WORDINGS:
+        of_wording = [row for row in rows if row.wording == wording]
+        asked = [motion for motion in MOTIONS if any(row.motion == motion for row in of_wording)]
+        table[wording] = {m: dict(Counter(r.seen for r in of_wording if r.motion == m).most_common()) for m in asked}
+    return {wording: found for wording, found in table.items() if found}

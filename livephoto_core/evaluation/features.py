@@ -1,0 +1,64 @@
+"""DINO and CLIP scores of frame consistency, as in the paper's Tables 1 and 2, from weights in the user's own folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import LivePhotoError
+
+# mean and standard deviation of the pictures that each was trained on
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIDE = 224
+# frames [F, 3, H, W], 0..1 -> features [F, D]
+Features = Callable[[torch.Tensor], torch.Tensor]
+
+
+def consistency(features: torch.Tensor) -> float:
+    """Mean cosine of adjacent frames' features [F, D], times 100 as the paper prints it."""
+    return 100 * float(F.cosine_similarity(features[1:], features[:-1]).mean())
+
+
+def dino_features(folder: str | Path, device: str) -> Features:
+    """The class token of a DINOv2 or DINO in a folder of transformers' layout.
+
+    Raises:
+        LivePhotoError: no such model in the folder.
+    """
+    from transformers import AutoModel
+
+    model = _load(AutoModel, folder, device)
+    return lambda frames: _run(model, frames, device, *IMAGENET).last_hidden_state[:, 0]
+
+
+def clip_features(folder: str | Path, device: str) -> Features:
+    """The image embedding of a CLIP in a folder of transformers' layout.
+
+    Raises:
+        LivePhotoError: no such model in the folder.
+    """
+    from transformers import CLIPVisionModelWithProjection
+
+    model = _load(CLIPVisionModelWithProjection, folder, device)
+    return lambda frames: _run(model, frames, device, *OPENAI).image_embeds
+
+
+def _load(kind, folder: str | Path, device: str):
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        cause = str(error).splitlines()[0]
+        raise LivePhotoError(f"cannot load the model in {folder} ({cause}): give a folder with safetensors") from error
+
+
+@torch.no_grad()
+def _run(model, frames: torch.Tensor, device: str, mean: tuple[float, ...], deviation: tuple[float, ...]):
+    patch = model.config.patch_size
+    side = min(SIDE, model.config.image_size) // patch * patch
+    pictures = F.interpolate(frames, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (mean, deviation))
+    return model(pixel_values=((pictures - mean) / deviation).to(device))
