@@ -39,6 +39,21 @@ def test_english_texts_are_those_of_the_schema(server):
         assert [node["outputs"][str(i)]["tooltip"] for i in range(len(shown["output"]))] == shown["output_tooltips"], name
 
 
+@pytest.mark.parametrize("name", sorted(declared_nodes()))
+def test_node_has_help_and_texts_in_both_languages(name):
+    root = Path(__file__).parents[2]
+    english, chinese = (
+        json.loads((root / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))[name] for language in ("en", "zh")
+    )
+    for part in ("inputs", "outputs"):
+        assert english[part].keys() == chinese[part].keys() if part in english else part not in chinese
+    for page in (f"{name}.md", f"{name}/zh.md"):
+        text = (root / "web" / "docs" / page).read_text(encoding="utf-8")
+        assert text.startswith("# ")
+        # the page adds this widget to a seed
+        assert english.get("inputs", {}).keys() - {"control_after_generate"} <= set(re.findall(r"\w+", text))
+
+
 def test_import_succeeds_and_is_quick(server):
     log = server.log()
     assert "IMPORT FAILED" not in log
