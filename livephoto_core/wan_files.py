@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -149,6 +150,16 @@ def text_module(tensors: Mapping[str, torch.Tensor], operations: Any = nn) -> Wa
         module = WanTextModule(operations)
     module.load_state_dict(tensors, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def read_wan_lora(path: str | os.PathLike, shapes: Shapes) -> dict[str, LowRank]:
+    """The changes that a LoRA file makes to a base file with tensors of these shapes, by layer.
+
+    Raises:
+        LivePhotoError: missing, damaged, or as `read_low_rank`.
+    """
+    with opened(path) as file:
+        return read_low_rank({name: file.get_tensor(name) for name in file.keys()}, shapes, Path(path).name)  # noqa: SIM118
 
 
 def read_low_rank(tensors: Mapping[str, torch.Tensor], shapes: Shapes, name: str) -> dict[str, LowRank]:

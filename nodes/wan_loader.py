@@ -12,14 +12,13 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
-import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.model.wan_text import WanTextModule
-from ..livephoto_core.wan_files import LowRank, merged, read_low_rank, read_wan, text_module
+from ..livephoto_core.wan_files import LowRank, merged, read_wan, read_wan_lora, text_module
 from ..livephoto_core.wan_schedule import ROUNDINGS
 from . import wan_host
 from .checks import check_choice, check_numbers
@@ -59,12 +58,11 @@ def load(base: Path, lora: Path | None, strength: float, rounding: torch.dtype) 
     """The MODEL and the text module out of the released files; `strength` counts for both parts of the LoRA.
 
     Raises:
-        LivePhotoError: a file that is missing, damaged, or not what it should be; see `read_wan` and `read_low_rank`.
+        LivePhotoError: a file that is missing, damaged, or not what it should be; see `read_wan` and `read_wan_lora`.
     """
     weights = read_wan(base)
     shapes = {name: tuple(tensor.shape) for part in (weights.wan, weights.text) for name, tensor in part.items()}
-    # weights_only, or safetensors
-    changes = {} if lora is None else read_low_rank(comfy.utils.load_torch_file(str(lora), safe_load=True), shapes, lora.name)
+    changes = {} if lora is None else read_wan_lora(lora, shapes)
     text = text_module(merged(weights.text, changes, strength), comfy.ops.manual_cast)
     # ComfyUI empties the dict that it is given
     model = comfy.sd.load_diffusion_model_state_dict(dict(weights.wan))

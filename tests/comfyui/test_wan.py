@@ -48,6 +48,7 @@ def results(inside, standins):
         save_file(other, models / "loras" / "kohya.safetensors")
         sd15 = {"lora_unet_mid_block.lora_down.weight": torch.zeros(2, 4), "lora_unet_mid_block.lora_up.weight": torch.zeros(4, 2)}
         save_file(sd15, models / "loras" / "sd15.safetensors")
+        (models / "loras" / "cut.safetensors").write_bytes((models / "loras" / "lora.safetensors").read_bytes()[:9000])
         standins.save_wan_vae(models / "vae" / "wan_2.1_vae.safetensors")
 
     return inside("wan", "--force-fp32", prepare=prepare)
@@ -184,6 +185,7 @@ BAD_FILES = {
     "none": "models/diffusion_models has no file none.safetensors: put it there",
     "no such LoRA": "models/loras has no file none.safetensors: put it there",
     "other LoRA": "sd15.safetensors matches nothing in LivePhoto-Wan2.1 (lora_unet_mid_block, for example): choose lora",
+    "cut LoRA": "cut.safetensors is incomplete or damaged",
     "rounding": "timesteps is 'int8': choose one of bfloat16, float32",
     "strength": "lora_strength is nan: give a number",
 }

@@ -346,6 +346,7 @@ def bad_files() -> dict[str, Any]:
         "none": load_error("none.safetensors"),
         "no such LoRA": load_error(BASE, "none.safetensors"),
         "other LoRA": load_error(BASE, "sd15.safetensors"),
+        "cut LoRA": load_error(BASE, "cut.safetensors"),
         "rounding": load_error(BASE, timesteps="int8"),
         "strength": load_error(BASE, strength=float("nan")),
     }
