@@ -13,10 +13,12 @@ from ..demo.clips import DemoClip
 from ..demo.motions import CAMERA, SPEEDS, STILL, THING
 from ..demo.scenes import render, true_path
 from .bench import travel
-from .matching import STEP, flattened, matching_error, monotone_path, warp
+from .matching import flattened, matching_error, monotone_path, warp
 
 # a shake goes to and fro, the others have no region that stays the same
 TRACKED = (*CAMERA, *(motion for motion in THING if motion != "shake"), *STILL)
+# between the travels tried, in pixels: at matching.STEP the rounding alone costs a detailed photo several dB
+FINE = 0.25
 # how far beyond the true travel the region is looked for: this much more, and this many pixels
 BEYOND, MARGIN = 1.5, 4.0
 MOST = 50.0
@@ -36,20 +38,20 @@ def identity(frames: torch.Tensor, clip: DemoClip) -> list[float]:
     masks = rearrange(regions, "k h w -> k (h w)")
     flat, shown = flattened(frames), flattened(pictures)
     fastest = SPEEDS[clip.scene.motion][1]
-    path = monotone_path(matching_error(flat, shown, masks), max(1, math.ceil(1.6 * fastest / STEP)))
+    path = monotone_path(matching_error(flat, shown, masks), max(1, math.ceil(1.6 * fastest / FINE)))
     square = ((flat - shown[path]) ** 2).mean(1)
     error = (square * masks[path]).sum(1) / masks[path].sum(1).clamp(min=1)
     return (-10 * error.clamp(min=10 ** (-MOST / 10)).log10())[1:].tolist()
 
 
 def _along(clip: DemoClip, frames: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scene [K, 3, S, S] at travels 0, STEP, 2 STEP ... and where its region is [K, S, S], 0 or 1."""
+    """The scene [K, 3, S, S] at travels 0, FINE, 2 FINE ... and where its region is [K, S, S], 0 or 1."""
     scene, far = clip.scene, BEYOND * travel(clip.scene.motion, clip.speed, frames) + MARGIN
-    count = 1 if scene.motion in STILL else math.ceil(far / STEP) + 1
-    pictures = render(scene, STEP, count, side)
+    count = 1 if scene.motion in STILL else math.ceil(far / FINE) + 1
+    pictures = render(scene, FINE, count, side)
     if scene.thing is None:
-        return pictures, warp(pictures[0], true_path(scene, STEP, count))[1]
+        return pictures, warp(pictures[0], true_path(scene, FINE, count))[1]
     white = torch.cat([torch.ones_like(scene.thing.sprite[:3]), scene.thing.sprite[3:]])
     bare = replace(scene, backdrop=torch.zeros_like(scene.backdrop), thing=replace(scene.thing, sprite=white))
-    cover = render(bare, STEP, count, side)[:, :1]
+    cover = render(bare, FINE, count, side)[:, :1]
     return pictures, (F.max_pool2d(cover, 5, stride=1, padding=2)[:, 0] > 0.1).float()
