@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -19,10 +20,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, Dinov2Model, PreTrainedTokenizerFast
 
 from ..checkpoint import CONFIG_KEY, opened, read_config, save_tensors
-from ..commands.calibrate import store_thresholds
 from ..config import to_json
 from ..files import atomic_folder, atomic_path
-from ..intensity import calibrate, clip_ssim
 from ..training.cache import CachedClips, build_cache
 from ..training.run import token_ids_of
 from .base import adapter_config, new_scheduler, new_unet, train_on_stills
@@ -36,19 +35,18 @@ from .preview import preview_map
 from .sprites import HELD_OUT_SHAPES, SHAPES
 from .stills import Stills, held_out_stills
 from .text import LENGTH, new_text_encoder, teach_words, train_tokenizer
-from .vae import refine_decoder, round_trip_psnr, train_vae
+from .vae import train_vae
 
 PHOTO_SIDE = 192
 # far beyond the clips' own numbers, so that the patch encoder sees other scenes than the cache holds
 PATCH_SCENES = 500_000
-DECODER_SCENES = 700_000
 TEXT_STEPS = 600
 CAMERA_WORDS = ("camera", "panning", "zooming", "turning")
 HELD_OUT = 24
 TEST_STILLS = 96
+COMPONENT_STILLS = 512
 # most of the clips: what a thing does is small in the picture, and learnt late
 THING_SHARE = 0.6
-CALIBRATION_CLIPS = 512
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,10 @@ def make_vae(base: Path, steps: int) -> None:
     """The VAE, saved in the base folder."""
     if (base / "vae").exists():
         return
-    test = held_out_stills(held_out_clips(0.0), TEST_STILLS)
-    vae = train_vae(Stills(training_clips()), test, steps, 24, base)
+    stills, test = Stills(training_clips()), held_out_stills(held_out_clips(0.0), TEST_STILLS)
+    vae = train_vae(stills, torch.stack([*islice(stills, COMPONENT_STILLS)]), test, steps, 24, base)
     with atomic_folder(base / "vae") as folder:
         vae.save_pretrained(folder)
-    print(f"VAE: {round_trip_psnr(vae, test):.2f} dB on held-out photographs")
 
 
 def make_patch_encoder(base: Path, steps: int) -> None:
@@ -182,25 +179,6 @@ def train_phase(base: Path, out: Path, cache: Path, phase: Phase, start_adapter:
     launch(processes, f"{__spec__.parent.rpartition('.')[0]}.cli", "train", str(config), *resume)
 
 
-def make_decoder(base: Path, steps: int) -> None:
-    """A VAE with its decoder trained further; the encoder and so the latents stay."""
-    if (base / "vae_refined").exists():
-        return
-    vae = AutoencoderKL.from_pretrained(base / "vae")
-    test = held_out_stills(held_out_clips(0.0), TEST_STILLS)
-    refined = refine_decoder(vae, Stills(training_clips(), DECODER_SCENES), test, steps, 24)
-    with atomic_folder(base / "vae_refined") as folder:
-        refined.save_pretrained(folder)
-
-
-@torch.no_grad()
-def seen_thresholds(vae: AutoencoderKL, clips: CachedClips, count: int) -> tuple[float, ...]:
-    """The level thresholds of cached clips as this VAE shows them, which is what a user will measure."""
-    chosen = range(HELD_OUT, min(len(clips), HELD_OUT + count))
-    latents = (clips.latents([i])[0] / vae.config.scaling_factor for i in chosen)
-    return calibrate([float(clip_ssim((vae.decode(z).sample / 2 + 0.5).clamp(0, 1))) for z in latents])
-
-
 def make_preview(folder: Path) -> None:
     """The colours of latents beside a VAE, for hosts that show a clip while it is sampled."""
     vae = AutoencoderKL.from_pretrained(folder)
@@ -218,11 +196,9 @@ def copy_adapter(source: Path, target: Path) -> None:
 def assemble(base: Path, trained: Path, out: Path) -> None:
     """A whole model folder: every part of the base in fp16, the tokenizer, the scheduler and the adapter."""
     sources = {"vae": AutoencoderKL, "image_encoder": Dinov2Model, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
-    refined = base / "vae_refined"
     with atomic_folder(out) as folder:
         for name, kind in sources.items():
             source = trained / name if (trained / name).exists() else base / name
-            source = refined if name == "vae" and refined.exists() else source
             kind.from_pretrained(source).half().save_pretrained(folder / name)
         PreTrainedTokenizerFast.from_pretrained(base / "tokenizer").save_pretrained(folder / "tokenizer")
         new_scheduler().save_pretrained(folder / "scheduler")
@@ -246,7 +222,6 @@ def build(
     camera_steps: int,
     steps: int,
     whole_steps: int,
-    decoder_steps: int,
     processes: int,
 ) -> None:
     """All steps, one after the other."""
@@ -272,12 +247,8 @@ def build(
         start = out / f"after-{phase.name}"
         assemble(base, out / phase.name, start)
         adapter = start / "adapter.safetensors"
-    make_decoder(base, decoder_steps)
     assemble(base, out / phases[-1].name, out / "demo")
     make_preview(out / "demo" / "vae")
-    vae = AutoencoderKL.from_pretrained(out / "demo" / "vae")
-    thresholds = seen_thresholds(vae, CachedClips(cache), CALIBRATION_CLIPS)
-    store_thresholds(out / "demo" / "adapter.safetensors", thresholds, "reconstruction")
 
 
 def main() -> None:
@@ -291,7 +262,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--camera-steps", type=int, default=700)
     parser.add_argument("--whole-steps", type=int, default=600)
-    parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--cache", metavar="K/N", help="only fill share K of N of the cache")
     options = parser.parse_args()
@@ -308,7 +278,6 @@ def main() -> None:
         options.camera_steps,
         options.steps,
         options.whole_steps,
-        options.decoder_steps,
         options.processes,
     )
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from einops import rearrange
 
 from livephoto_core.base import photo_tokens
 from livephoto_core.demo.base import content_shape
@@ -10,7 +11,7 @@ from livephoto_core.demo.encode import encode_clip
 from livephoto_core.demo.patches import new_patch_encoder
 from livephoto_core.demo.photos import Photo
 from livephoto_core.demo.sprites import SHAPES
-from livephoto_core.demo.vae import new_vae
+from livephoto_core.demo.vae import new_vae, patch_components, set_linear_encoder
 from livephoto_core.intensity import clip_ssim
 
 
@@ -28,3 +29,30 @@ def test_a_clip_is_encoded_with_the_level_of_what_the_vae_shows():
     shown = (vae.decode(encoded.latents / 0.5).sample / 2 + 0.5).clamp(0, 1)
     assert encoded.ssim == pytest.approx(float(clip_ssim(shown)), abs=1e-5)
     assert encoded.ssim != pytest.approx(float(clip_ssim(clip.frames)), abs=1e-3)
+
+
+def pictures(count, side=64):
+    """Smooth pictures [N, 3, S, S] in -1..1 with detail in them."""
+    generator = torch.Generator().manual_seed(1)
+    parts = [torch.randn(count, 3, cells, cells, generator=generator) for cells in (4, 16, side)]
+    grown = [torch.nn.functional.interpolate(part, size=(side, side), mode="bilinear") for part in parts]
+    return torch.tanh(grown[0] + 0.5 * grown[1] + 0.1 * grown[2])
+
+
+@torch.no_grad()
+def test_the_encoder_gives_each_patchs_principal_components():
+    shown = pictures(8)
+    components, mean = patch_components(shown)
+    vae = new_vae().eval()
+    set_linear_encoder(vae, components, mean)
+    posterior = vae.encode(shown).latent_dist
+    patches = rearrange(shown, "n c (r p) (k q) -> n r k c p q", p=4, q=4) - mean
+    wanted = torch.einsum("nrkcpq,lcpq->nlrk", patches, components)
+    assert posterior.mean.shape == wanted.shape == (8, 12, 16, 16)
+    torch.testing.assert_close(posterior.mean, wanted, atol=0.02, rtol=0.005)
+    torch.testing.assert_close(posterior.sample(), posterior.mean, atol=1e-5, rtol=0)
+    # uncorrelated, the strongest first
+    covariance = rearrange(wanted, "n l r k -> l (n r k)").cov()
+    spread = covariance.diag().sqrt()
+    assert (covariance / spread / spread[:, None] - torch.eye(12)).abs().max() < 0.05
+    assert (spread.diff() < 0).all()
