@@ -10,6 +10,7 @@ import select
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,16 @@ class Browser:
         )
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
+
+    def click_until(self, element: str, expression: str, times: int = 6, timeout: float = 15) -> None:
+        """Click again until an expression is true: what is still loading may push the element from under the mouse."""
+        for _ in range(times - 1):
+            self.click(element)
+            with suppress(AssertionError):
+                self.wait(expression, timeout)
+                return
+        self.click(element)
+        self.wait(expression, timeout)
 
     def screenshot(self) -> bytes:
         """The page as PNG."""

@@ -60,9 +60,8 @@ def page(server, comfyui, tmp_path_factory):
 @pytest.fixture(scope="module")
 def listed(page):
     """Our part of the template browser: {title: width of its picture}."""
-    page.click(f'{TEMPLATES}.querySelector("li[aria-label=LivePhoto]")')
     cards = f'[...{TEMPLATES}.querySelectorAll("[data-testid^=template-workflow-livephoto]")]'
-    page.wait(f"{cards}.length == {len(NAMES)}")
+    page.click_until(f'{TEMPLATES}.querySelector("li[aria-label=LivePhoto]")', f"{cards}.length == {len(NAMES)}")
     found = {}
     for number in range(len(NAMES)):
         # a picture is there only while its card is in view
