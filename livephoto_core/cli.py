@@ -165,7 +165,7 @@ def _add_base_options(parser: argparse.ArgumentParser) -> None:
 def _animate(options: argparse.Namespace) -> None:
     _quiet_libraries()
     from .commands.animate import animate
-    from .commands.model_files import DEMO, ModelFiles
+    from .commands.model_files import DEMO, ModelFiles, default_device
     from .intensity import check_level
     from .pipeline import Settings
 
@@ -190,7 +190,7 @@ def _animate(options: argparse.Namespace) -> None:
         image_strength=options.image_strength,
         motion_strength=options.motion_strength,
     )
-    print(animate(options.photo, options.out, settings, levels, files, options.fps, options.device or _device()))
+    print(animate(options.photo, options.out, settings, levels, files, options.fps, options.device or default_device()))
 
 
 def _measure(options: argparse.Namespace) -> None:
@@ -262,12 +262,6 @@ def _stride(clip: str, trained: int) -> int:
         return trained if read_record(clip) is None else 1
     except LivePhotoError:
         return trained
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _quiet_libraries() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LivePhotoError
+from .model_files import default_device
 
 PHOTOS = "photographs of your own (default: the installed packages' held-out ones)"
 
@@ -92,7 +93,7 @@ def _run(options: argparse.Namespace) -> None:
     from ..evaluation.suite import draw_suite, suite_photos
 
     check_folder(options.out)
-    options.device = options.device or _device()
+    options.device = options.device or default_device()
     extractors = _extractors(options)
     suite = draw_suite(suite_photos(options.photos), options.suite)
     system = SYSTEMS[options.system](options, suite)
@@ -126,7 +127,7 @@ def _intensity(options: argparse.Namespace) -> None:
     if options.scenes < 1 or options.speeds < 3:
         raise LivePhotoError(f"--scenes must be 1 or more and --speeds 3 or more, got {options.scenes} and {options.speeds}")
     check_folder(options.out)
-    options.device = options.device or _device()
+    options.device = options.device or default_device()
     more = {f"{name} features": feature_change(features) for name, features in _extractors(options).items()}
     photos = suite_photos(options.photos)
     print(write_study(sweep_scenes(photos, {**MEASURES, **more}, options.scenes, options.speeds), options.out))
@@ -148,12 +149,6 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     names = {name: value for name, value in vars(options).items() if name not in ("run", "out")}
     paths = ("photos", "model", "base", "image_encoder", "tokenizer", "folder", "function", "workflow", "dino", "clip")
     return {name: Path(value).name if name in paths and value is not None else value for name, value in names.items()}
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _size(options: argparse.Namespace) -> int:

@@ -57,6 +57,13 @@ class ModelFiles:
         )
 
 
+def default_device() -> str:
+    """Where a model runs if nothing else is asked for."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def read_model_config(files: ModelFiles) -> AdapterConfig:
     """The checkpoint's config alone.
 

@@ -29,7 +29,7 @@ from .captions import corpus
 from .clips import ClipSet
 from .encode import encode_clip, load_encoders
 from .patches import train_patch_encoder
-from .photos import load_photos, package_folders, split_photos
+from .photos import package_photos
 from .portable import make_portable
 from .preview import preview_map
 from .sprites import HELD_OUT_SHAPES, SHAPES
@@ -37,7 +37,6 @@ from .stills import Stills, held_out_stills
 from .text import LENGTH, new_text_encoder, teach_words, train_tokenizer
 from .vae import train_vae
 
-PHOTO_SIDE = 192
 # far beyond the clips' own numbers, so that the patch encoder sees other scenes than the cache holds
 PATCH_SCENES = 500_000
 TEXT_STEPS = 600
@@ -70,13 +69,13 @@ class Phase:
 
 def training_clips() -> ClipSet:
     """The clips that the demo learns from."""
-    train, _ = split_photos(load_photos(package_folders(), PHOTO_SIDE))
+    train, _ = package_photos()
     return ClipSet(train, SHAPES)
 
 
 def held_out_clips(thing_share: float) -> ClipSet:
     """Clips of photographs and shapes that the demo never sees."""
-    _, test = split_photos(load_photos(package_folders(), PHOTO_SIDE))
+    _, test = package_photos()
     return ClipSet(test, HELD_OUT_SHAPES, seed=1, thing_share=thing_share)
 
 

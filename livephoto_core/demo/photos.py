@@ -16,6 +16,8 @@ from PIL import Image
 from ..errors import LivePhotoError
 
 PACKAGES = ("comfyui_workflow_templates_media_image", "comfyui_workflow_templates_media_assets_01")
+# pixels that a photograph is shrunk to: room around a window of 64
+SHORT_SIDE = 192
 SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
 
 
@@ -63,15 +65,15 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     return (small / (np.linalg.norm(small) + 1e-6)).ravel()
 
 
-def load_photos(folders: list[Path], short_side: int) -> list[Photo]:
-    """Every still photograph below the folders, in name order, its short side shrunk to `short_side` pixels."""
+def load_photos(folders: list[Path]) -> list[Photo]:
+    """Every still photograph below the folders, in name order, its short side shrunk to SHORT_SIDE pixels."""
     photos = []
     for path in sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
         with Image.open(path) as image:
             if not _is_still(image):
                 continue
-            scale = short_side / min(image.size)
-            width, height = (max(short_side, round(side * scale)) for side in image.size)
+            scale = SHORT_SIDE / min(image.size)
+            width, height = (max(SHORT_SIDE, round(side * scale)) for side in image.size)
             resized = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
         pixels = np.asarray(resized)
         if _is_photographic(pixels):
@@ -101,3 +103,12 @@ def split_photos(photos: list[Photo], held_out: float = 0.15, alike: float = 0.8
         [p for p, t in zip(photos, test, strict=True) if not t],
         [p for p, t in zip(photos, test, strict=True) if t],
     )
+
+
+def package_photos() -> tuple[list[Photo], list[Photo]]:
+    """The installed packages' photographs, to train on and held out.
+
+    Raises:
+        LivePhotoError: as `package_folders`.
+    """
+    return split_photos(load_photos(package_folders()))

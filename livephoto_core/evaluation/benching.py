@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..demo.scenes import render
 from ..intensity import LEVELS, clip_ssim, level
 from .measuring import recognise
-from .scoring import LevelRow, Row, Scorers, delivered, dissimilarity, score
+from .scoring import LevelRow, Row, Scorers, delivered, score, strength
 from .suite import FRAMES, SIZE, Case, Suite, first_frame
 from .systems import Request, System, at_size, checked
 from .truth import band_middles, climb
@@ -103,7 +103,7 @@ def _run_levels(system: System, suite: Suite, result: Result) -> None:
         if len(made) < LEVELS:
             continue
         limit = _level_limit(case, system)
-        found = [dissimilarity(clip, system) for clip in made]
+        found = [strength(clip, system) for clip in made]
         result.level_limits.append(limit)
         result.levels.append(
             LevelRow(

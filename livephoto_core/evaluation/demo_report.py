@@ -58,12 +58,11 @@ def draw_bench(
     count: int, level_count: int, seed: int, frames: int, size: int
 ) -> tuple[dict[str, list[DemoClip]], list[DemoClip], torch.Tensor]:
     """`count` clips a group, `level_count` for the level, and held-out photographs [N, 3, size, size], from installed photos."""
-    from ..demo.build import PHOTO_SIDE
-    from ..demo.photos import load_photos, package_folders, split_photos
+    from ..demo.photos import package_photos
     from ..demo.sprites import HELD_OUT_SHAPES
     from ..media import fit_image
 
-    _, held_out = split_photos(load_photos(package_folders(), PHOTO_SIDE))
+    _, held_out = package_photos()
     groups = {
         name: list(bench_clips(held_out, HELD_OUT_SHAPES, motions, count, seed + number, frames, size))
         for number, (name, motions) in enumerate(tqdm(GROUPS.items(), desc="drawing clips"))
@@ -97,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..commands.model_files import ModelFiles
+    from ..commands.model_files import ModelFiles, default_device
     from .generate import BatchSampling
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.device or default_device()
     sampling = BatchSampling(options.steps, options.cfg)
     level_count = options.count if options.level_count is None else options.level_count
     if min(options.count, level_count, options.batch) < 1:

@@ -10,6 +10,7 @@ import torch
 from ..demo.clips import DemoClip
 from ..demo.motions import SPEEDS
 from ..demo.scenes import render, true_path
+from ..intensity import clip_ssim
 from .matching import warp
 
 INTERVAL = 0.95
@@ -30,6 +31,11 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 def per_clip_spearman(levels: Sequence[float], measured: Sequence[Sequence[float]]) -> list[float]:
     """For each clip, the rank correlation of the levels asked for and what was measured at each (a row a clip)."""
     return [spearman(levels, row) for row in measured]
+
+
+def dissimilarity(frames: torch.Tensor) -> float:
+    """1 - mean SSIM of adjacent frames [F, 3, H, W]: rises with the motion."""
+    return 1 - float(clip_ssim(frames))
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:

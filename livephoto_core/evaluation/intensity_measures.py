@@ -11,17 +11,12 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..intensity import clip_ssim
 from .features import Features, consistency
+from .figures import dissimilarity
 
 # frames [F, 3, H, W], 0..1 -> strength of motion
 Measure = Callable[[torch.Tensor], float]
 GREY = torch.tensor([0.299, 0.587, 0.114])
-
-
-def dissimilarity(frames: torch.Tensor) -> float:
-    """1 - mean SSIM of adjacent frames."""
-    return 1 - float(clip_ssim(frames))
 
 
 def squared_difference(frames: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from ..demo.clips import DemoClip
 from ..demo.motions import CAMERA, THING
 from ..demo.sprites import COLOURS
 from ..intensity import clip_ssim, level
-from .figures import first_frame_psnr, fit_psnr, sharpness_ratio
+from .figures import dissimilarity, first_frame_psnr, fit_psnr, sharpness_ratio
 from .generate import Generate
 from .recognise_photo import recognise_photo
 from .recognise_thing import recognise_thing
@@ -107,7 +107,7 @@ def _measure(group: str, clip: DemoClip, wanted: int, frames: torch.Tensor, trut
         level=wanted,
         seen=recognise(frames, clip),
         limit=recognise(truth, clip),
-        dissimilarity=_dissimilarity(frames),
+        dissimilarity=dissimilarity(frames),
         first=first_frame_psnr(frames, clip.frames[0]),
         first_limit=first_frame_psnr(truth, clip.frames[0]),
         sharp=sharpness_ratio(frames, clip),
@@ -128,9 +128,9 @@ def measure_levels(model: Model, clips: Sequence[DemoClip], seed: int, batch: in
                 Levelled(
                     motion=clip.scene.motion,
                     true_level=levels[i],
-                    at_levels=[_dissimilarity(at[wanted][i]) for wanted in LEVELS],
-                    at_true=_dissimilarity(own[i]),
-                    at_neutral=_dissimilarity(at[NEUTRAL][i]),
+                    at_levels=[dissimilarity(at[wanted][i]) for wanted in LEVELS],
+                    at_true=dissimilarity(own[i]),
+                    at_neutral=dissimilarity(at[NEUTRAL][i]),
                     right=recognise(own[i], clip).motion == clip.scene.motion,
                 )
             )
@@ -140,10 +140,6 @@ def measure_levels(model: Model, clips: Sequence[DemoClip], seed: int, batch: in
 def _generate(model: Model, clips: Sequence[DemoClip], levels: Sequence[int], seed: int) -> torch.Tensor:
     photos = torch.stack([clip.frames[0] for clip in clips])
     return model.generate(photos, [clip.caption for clip in clips], levels, [seed + i for i in range(len(clips))])
-
-
-def _dissimilarity(frames: torch.Tensor) -> float:
-    return 1 - float(clip_ssim(frames))
 
 
 def measure_words(weights: WordWeights, captions: Sequence[str]) -> list[tuple[float, float]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..intensity import clip_ssim, level
-from .figures import first_frame_psnr, psnr, sharpness_ratio
+from .figures import dissimilarity, first_frame_psnr, psnr, sharpness_ratio
 from .identity import TRACKED, identity
 from .measuring import recognise
 from .suite import SIZE, Case
@@ -74,14 +74,14 @@ def score(case: Case, asked: int, frames: torch.Tensor, system: System, scorers:
     )
 
 
-def dissimilarity(frames: torch.Tensor, system: System) -> float:
+def strength(frames: torch.Tensor, system: System) -> float:
     """1 - SSIM of adjacent frames at the system's own size."""
-    return 1 - float(clip_ssim(at_size(frames, system.size)))
+    return dissimilarity(at_size(frames, system.size))
 
 
 def delivered(frames: torch.Tensor, system: System) -> int:
     """The level 1..10 that a clip has on its system's scale."""
-    return level(1 - dissimilarity(frames, system), system.thresholds)
+    return level(1 - strength(frames, system), system.thresholds)
 
 
 @dataclass(frozen=True)

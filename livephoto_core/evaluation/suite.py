@@ -14,7 +14,7 @@ import torch
 from ..demo.captions import PLACES, TEMPLATES, UNSEEN, caption, wrong_words
 from ..demo.clips import FASTEST, SLOWEST, DemoClip
 from ..demo.motions import MOTIONS, STILL, THING
-from ..demo.photos import Photo, load_photos, package_folders, split_photos
+from ..demo.photos import Photo, load_photos, package_photos
 from ..demo.scenes import Scene, render
 from ..demo.sprites import COLOURS, HELD_OUT_SHAPES
 from ..errors import LivePhotoError
@@ -113,11 +113,10 @@ def suite_photos(folder: str | Path | None) -> list[Photo]:
     Raises:
         LivePhotoError: no photo package is installed, or the folder has no photograph.
     """
-    from ..demo.build import PHOTO_SIDE
 
     if folder is None:
-        return split_photos(load_photos(package_folders(), PHOTO_SIDE))[1]
-    photos = load_photos([Path(folder)], PHOTO_SIDE)
+        return package_photos()[1]
+    photos = load_photos([Path(folder)])
     if not photos:
         raise LivePhotoError(f"{folder} has no photograph (JPEG, PNG or WebP, neither black nor flat): give one that has")
     return photos

@@ -19,7 +19,7 @@ from ..demo.motions import SPEEDS, STILL
 from ..demo.scenes import Scene, render
 from ..demo.sprites import COLOURS, HELD_OUT_SHAPES, SHAPES
 from ..errors import LivePhotoError
-from ..intensity import clip_ssim
+from .figures import dissimilarity
 from .suite import FRAMES, THRESHOLDS, Suite
 from .systems import System, one_by_one
 
@@ -46,7 +46,7 @@ class Ladder:
 def climb(scene: Scene, size: int, restored: Callable[[torch.Tensor], torch.Tensor]) -> Ladder:
     """The ladder of a moving scene, rendered at `size` and measured on what `restored` makes of the frames [F, 3, size, size]."""
     speeds = np.geomspace(*SPEEDS[scene.motion], RUNGS)
-    found = [1 - float(clip_ssim(restored(render(scene, float(speed), FRAMES, size)))) for speed in speeds]
+    found = [dissimilarity(restored(render(scene, float(speed), FRAMES, size))) for speed in speeds]
     rising = np.maximum.accumulate(np.maximum(found, LEAST_DISSIMILARITY))
     return Ladder(tuple(speeds.tolist()), tuple(rising.tolist()))
 

@@ -9,10 +9,9 @@ from livephoto_core.demo.motions import CAMERA, THING
 from livephoto_core.demo.photos import Photo
 from livephoto_core.demo.sprites import HELD_OUT_SHAPES
 from livephoto_core.evaluation.bench import bench_clips
-from livephoto_core.evaluation.figures import per_clip_spearman
+from livephoto_core.evaluation.figures import dissimilarity, per_clip_spearman
 from livephoto_core.evaluation.generate import BatchSampling, batch_generator
 from livephoto_core.evaluation.measuring import recognise
-from livephoto_core.intensity import clip_ssim
 from livephoto_core.media import read_image
 from livephoto_core.pipeline import LivePhoto
 
@@ -82,7 +81,7 @@ def figures(clips, scenes):
         for row, (scene, _, _) in zip(clips, scenes, strict=True)
         for frames in row[1:]
     ]
-    moved = [[1 - float(clip_ssim(frames)) for frames in row] for row in clips]
+    moved = [[dissimilarity(frames) for frames in row] for row in clips]
     return float(np.mean(right)), float(np.mean(per_clip_spearman(LEVELS, moved)))
 
 

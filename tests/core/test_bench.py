@@ -20,7 +20,7 @@ from livephoto_core.evaluation.figures import psnr
 from livephoto_core.evaluation.generate import BatchSampling
 from livephoto_core.evaluation.identity import identity
 from livephoto_core.evaluation.matching import blur
-from livephoto_core.evaluation.scoring import LevelRow, dissimilarity
+from livephoto_core.evaluation.scoring import LevelRow, strength
 from livephoto_core.evaluation.suite import FRAMES, PLANS, SIZE, THRESHOLDS, Plan, draw_suite, first_frame
 from livephoto_core.evaluation.system_livephoto import livephoto_system
 from livephoto_core.evaluation.systems import Request, checked, function_system, still_system
@@ -193,7 +193,7 @@ def test_the_shipped_model_follows_level_and_photo(suite):
     photo = first_frame(case.clip, system.size)
     weak, strong = system.animate([Request(case.name, photo, "camera pans left", wanted, 0) for wanted in (2, 9)])
     assert checked(weak, "weak").shape == (FRAMES, 3, system.size, system.size)
-    assert dissimilarity(strong, system) > dissimilarity(weak, system)
+    assert strength(strong, system) > strength(weak, system)
     assert 1 <= asked_level(case, system) <= 10
     limit = psnr(system.restored(photo[None])[0], photo)
     assert psnr(weak[0], photo) > limit - 6
