@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 PACK = "ComfyUI-LivePhoto"
 TEMPLATES = 'document.querySelector("[data-testid=template-workflows-content]")'
+HELP = 'document.querySelector(".node-help-content img")'
 CLIP = '[...document.images].find(image => image.src.includes("/view?") && image.src.includes(".webp"))'
 # of the nodes as they lie on the page, title bars included: those that no node type stands for, and those one on another
 UNKNOWN = "app.graph._nodes.filter(node => node.has_errors || !LiteGraph.registered_node_types[node.type]).map(node => node.type)"
@@ -115,11 +116,38 @@ def test_run_ends_in_a_clip_on_the_page(finished, server):
         picture.save(kept, quality=82, optimize=True)
 
 
+def open_help(page, node, words):
+    """The help panel on a node, by the button that a selected node gets."""
+    page.evaluate(f'app.canvas.selectNode(app.graph._nodes.find(node => node.type == "{node}"))')
+    page.click('document.querySelector("[data-testid=info-button]")')
+    page.wait(f'document.body.innerText.includes("{words}")')
+
+
+def assert_help_shows_the_graph(page, node):
+    size = page.wait(f"{HELP}?.complete && {HELP}.naturalWidth && [{HELP}.naturalWidth, {HELP}.naturalHeight]")
+    with Image.open(FOLDER.parent / "web" / "docs" / node / "graph.webp") as picture:
+        assert tuple(size) == picture.size
+    assert page.evaluate(f"{HELP}.src").endswith(f"/{node}/graph.webp")
+    panel, shown = f'{HELP}.closest(".node-help-content").getBoundingClientRect()', f"{HELP}.getBoundingClientRect()"
+    assert page.evaluate(f"{shown}.width > 100 && {panel}.left <= {shown}.left && {shown}.right <= {panel}.right")
+
+
 def test_help_page_is_shown_for_a_node(finished):
-    finished.evaluate('app.canvas.selectNode(app.graph._nodes.find(node => node.type == "LivePhotoApply"))')
-    finished.click('document.querySelector("[data-testid=info-button]")')
-    finished.wait('document.body.innerText.includes("Once in a graph, after the loaders and in front of the sampler")')
+    open_help(finished, "LivePhotoApply", "Once in a graph, after the loaders and in front of the sampler")
     assert finished.evaluate('[...document.querySelectorAll("h1, h2")].map(element => element.innerText)').count("Inputs") == 1
+    assert_help_shows_the_graph(finished, "LivePhotoApply")
+
+
+def test_help_page_is_shown_in_chinese(finished):
+    titled = 'app.graph._nodes.find(node => node.type == "LivePhotoApply")?.title'
+    try:
+        finished.evaluate('app.extensionManager.setting.set("Comfy.Locale", "zh").then(() => true)')
+        finished.wait(f'{titled} == "应用 LivePhoto"')
+        open_help(finished, "LivePhotoIntensity", "每个 LivePhoto 工作流都需要")
+        assert_help_shows_the_graph(finished, "LivePhotoIntensity")
+    finally:
+        finished.evaluate('app.extensionManager.setting.set("Comfy.Locale", "en").then(() => true)')
+        finished.wait(f'{titled} == "Apply LivePhoto"')
 
 
 @pytest.mark.parametrize("name", NAMES)

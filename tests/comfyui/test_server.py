@@ -1,10 +1,13 @@
 """The pack in a running server."""
 
+import io
 import json
 import re
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
+from PIL import Image
 
 DEMO = {"class_type": "LivePhotoDemoLoader", "inputs": {}}
 
@@ -52,6 +55,19 @@ def test_node_has_help_and_texts_in_both_languages(name):
         assert text.startswith("# ")
         # the page adds this widget to a seed
         assert english.get("inputs", {}).keys() - {"control_after_generate"} <= set(re.findall(r"\w+", text))
+
+
+@pytest.mark.parametrize("name", sorted(declared_nodes()))
+def test_help_pages_show_a_picture_that_is_served(server, name):
+    """In each language ComfyUI's page looks for a page's pictures in web/docs itself, and not where the page lies."""
+    for page in (f"{name}.md", f"{name}/zh.md"):
+        text = (Path(__file__).parents[2] / "web" / "docs" / page).read_text(encoding="utf-8")
+        addresses = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+        assert addresses == [f"{name}/graph.webp"], page
+        with urlopen(f"{server.url}/extensions/ComfyUI-LivePhoto/docs/{addresses[0]}") as answer:
+            served = answer.read()
+        assert len(served) <= 60_000
+        assert Image.open(io.BytesIO(served)).width >= 1000
 
 
 def test_import_succeeds_and_is_quick(server):
