@@ -140,7 +140,8 @@ def _add_calibrate(commands) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="thresholds between the ten levels from a set of clips",
-        description="Compute the nine SSIM thresholds that cut a set of clips into ten levels of equal population.",
+        description="Compute the nine thresholds that cut a set of clips into ten levels of equal population, in SSIM or in the "
+        "checkpoint's own measure.",
     )
     parser.add_argument("data", metavar="DATA", help="a folder of clips, with or without a CSV, a CSV, or .tar shards")
     parser.add_argument("--write", metavar="FILE", help="put the thresholds into this checkpoint; its size and stride apply")
@@ -202,7 +203,7 @@ def _measure(options: argparse.Namespace) -> None:
     results = []
     for clip in options.clips:
         stride = _stride(clip, config.frame_stride) if options.stride is None else options.stride
-        results += measure([clip], config.ssim_thresholds or None, (side, side), stride)
+        results += measure([clip], config.ssim_thresholds or None, (side, side), stride, config.intensity_measure)
     print(format_json(results) if options.json else format_table(results))
 
 
@@ -237,12 +238,12 @@ def _calibrate(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in numbers if getattr(options, name) is not None}
     source = open_source(options.data, Window(**{**numbers, **given}))
     base = None if options.base is None else load_base(options.base, tokenizer=options.tokenizer)
-    ssims, skipped = measure_source(source, base)
-    thresholds = calibrate(ssims)
+    found, skipped = measure_source(source, base, config.intensity_measure)
+    thresholds = calibrate(found)
     if options.write is not None:
         store_thresholds(options.write, thresholds, "frames" if base is None else "reconstruction")
     print(report(skipped), file=sys.stderr)
-    print(f"{len(ssims)} clips; levels 1 to 10 are cut at")
+    print(f"{len(found)} clips; levels 1 to 10 are cut at")
     print(f"ssim_thresholds = [{', '.join(f'{threshold:.6f}' for threshold in thresholds)}]")
 
 

@@ -12,6 +12,7 @@ from .errors import LivePhotoError
 FORMAT_VERSION = 1
 FAMILY = "sd15"
 INTENSITY_SOURCES = ("frames", "reconstruction")
+INTENSITY_MEASURES = ("ssim", "mse", "flow")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,25 @@ class ReweightShape:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Which of LivePhoto's parts an adapter has, for ablations; one that it was trained without adds nothing, in any host.
+
+    Without `intensity` or `frame_embedding` the stem reads that channel as zero, without `content` there is no content attention,
+    without `reweight` every token counts fully.
+    """
+
+    intensity: bool = True
+    frame_embedding: bool = True
+    content: bool = True
+    reweight: bool = True
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The names of the parts that are left out."""
+        return tuple(f.name for f in fields(self) if not getattr(self, f.name))
+
+
+@dataclass(frozen=True)
 class NoiseSchedule:
     """The betas that the adapter was trained on. "linear" for AnimateDiff warm starts, "scaled_linear" as SD1.5's own."""
 
@@ -79,19 +99,22 @@ class AdapterConfig:
 
     `size` and `frame_stride` are those of training (pixels; source frames a step). `ssim_thresholds` are the nine falling SSIM
     values between the ten intensity levels, empty before calibration. `intensity_from` says of what: of the clips' "frames", or of
-    their VAE "reconstruction"; a checkpoint that does not say so was measured on frames.
+    their VAE "reconstruction"; a checkpoint that does not say so was measured on frames. `intensity_measure` says by what: by
+    "ssim", or by another measure of measures.py, whose similarity the thresholds are then values of.
     """
 
     base: BaseShape = field(default_factory=BaseShape)
     motion: MotionShape = field(default_factory=MotionShape)
     content: ContentShape = field(default_factory=ContentShape)
     reweight: ReweightShape = field(default_factory=ReweightShape)
+    parts: Parts = field(default_factory=Parts)
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     frames: int = 16
     size: int = 256
     frame_stride: int = 4
     ssim_thresholds: tuple[float, ...] = ()
     intensity_from: str = "frames"
+    intensity_measure: str = "ssim"
     family: str = FAMILY
     format_version: int = FORMAT_VERSION
 
@@ -106,7 +129,7 @@ def check(config: AdapterConfig) -> None:
         LivePhotoError: names the field, its value and what it may be.
     """
     _check_format(config.family, config.format_version)
-    for part in _PARTS:
+    for part in _SECTIONS:
         _check_counts(getattr(config, part), f"{part}.")
     _check_counts(config, "")
     _check_divisible("motion.heads", config.motion.heads, config.base.block_channels)
@@ -131,6 +154,7 @@ def check(config: AdapterConfig) -> None:
     if not 2 <= config.frames <= config.motion.max_frames:
         raise LivePhotoError(f"frames is {config.frames}; use 2 to {config.motion.max_frames} (motion.max_frames)")
     check_intensity_source("intensity_from", config.intensity_from)
+    check_intensity_measure("intensity_measure", config.intensity_measure)
     thresholds = config.ssim_thresholds
     falling = all(math.isfinite(t) for t in thresholds) and list(thresholds) == sorted(thresholds, reverse=True)
     if thresholds and (len(thresholds) != 9 or not falling):
@@ -147,6 +171,16 @@ def check_intensity_source(name: str, value: str) -> None:
     """
     if value not in INTENSITY_SOURCES:
         raise LivePhotoError(f"{name} is {value!r}; use {' or '.join(map(repr, INTENSITY_SOURCES))}")
+
+
+def check_intensity_measure(name: str, value: str) -> None:
+    """Refuse anything but one of INTENSITY_MEASURES.
+
+    Raises:
+        LivePhotoError: names the field and its value.
+    """
+    if value not in INTENSITY_MEASURES:
+        raise LivePhotoError(f"{name} is {value!r}; use {', '.join(map(repr, INTENSITY_MEASURES))}")
 
 
 def _check_format(family: Any, version: Any) -> None:
@@ -205,11 +239,12 @@ def from_json(text: str) -> AdapterConfig:
     return from_dict(values)
 
 
-_PARTS = {
+_SECTIONS = {
     "base": BaseShape,
     "motion": MotionShape,
     "content": ContentShape,
     "reweight": ReweightShape,
+    "parts": Parts,
     "schedule": NoiseSchedule,
 }
 
@@ -224,8 +259,8 @@ def _build(kind: type, values: Any, where: str) -> Any:
     built = {}
     for name, value in values.items():
         place = f"{where}.{name}"
-        if name in _PARTS and kind is AdapterConfig:
-            built[name] = _build(_PARTS[name], value, place)
+        if name in _SECTIONS and kind is AdapterConfig:
+            built[name] = _build(_SECTIONS[name], value, place)
         else:
             built[name] = _plain(value, known[name].default, place)
     return kind(**built)

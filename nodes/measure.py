@@ -8,13 +8,14 @@ from einops import rearrange
 
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.intensity import clip_ssim, fractional_level
+from ..livephoto_core.measures import MOTION_NAMES, clip_similarity
 from .types import LoadedModel, ModelType, Motion, MotionType
 
 
-def report(ssim: float, level: float, wanted: float | None) -> str:
-    """A line on what was measured, beside what was asked for."""
+def report(ssim: float, level: float, wanted: float | None, motion: str = "") -> str:
+    """A line on what was measured, beside what was asked for; `motion` says what the level is of, where that is not SSIM."""
     asked = "" if wanted is None else f", asked for {wanted:g} ({level - wanted:+.1f})"
-    return f"level {level:.1f}{asked}, SSIM {ssim:.4f}"
+    return f"level {level:.1f}{asked}{motion}, SSIM {ssim:.4f}"
 
 
 class LivePhotoMeasureMotion(io.ComfyNode):
@@ -50,9 +51,12 @@ class LivePhotoMeasureMotion(io.ComfyNode):
             raise LivePhotoError(f"{livephoto_model.name} has no levels yet: run livephoto calibrate on it first")
         if len(images) < 2:
             raise LivePhotoError(f"motion is measured between frames, the images input has {len(images)}: connect a whole clip")
-        ssim = float(clip_ssim(rearrange(images[..., :3], "f h w c -> f c h w").float()))
-        level = float(fractional_level(ssim, thresholds))
-        text = report(ssim, level, None if motion is None else motion.level)
+        frames = rearrange(images[..., :3], "f h w c -> f c h w").float()
+        ssim, by = float(clip_ssim(frames)), livephoto_model.config.intensity_measure
+        found = ssim if by == "ssim" else clip_similarity(frames, by)
+        level = float(fractional_level(found, thresholds))
+        of = "" if by == "ssim" else f", {MOTION_NAMES[by]} {1 - found:.4g}"
+        text = report(ssim, level, None if motion is None else motion.level, of)
         if cls.hidden is not None:
             from server import PromptServer
 

@@ -1,4 +1,4 @@
-"""`livephoto calibrate`: the nine SSIM thresholds between the ten levels, from a set of clips (paper section 3.4)."""
+"""`livephoto calibrate`: the nine thresholds between the ten levels, from a set of clips (paper section 3.4)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from ..base import Base, decode, encode_photo
 from ..checkpoint import CONFIG_KEY, opened, read_config, read_metadata, save_tensors
 from ..config import to_json
 from ..data.clips import ClipSample, Skipped, readable_clips
-from ..intensity import check_thresholds, clip_ssim
+from ..intensity import check_thresholds
+from ..measures import clip_similarity
 
 
 @torch.no_grad()
 def measure_source(
-    source: Iterable[ClipSample | Skipped], base: Base | None = None
+    source: Iterable[ClipSample | Skipped], base: Base | None = None, measure: str = "ssim"
 ) -> tuple[list[float], list[Skipped]]:
-    """The SSIM of each clip, and the clips that could not be used.
+    """The similarity of each clip's frames by one of config.INTENSITY_MEASURES, and the clips that could not be used.
 
     With a base, clips are measured as its VAE restores them: a generated clip can be no sharper, so levels from raw frames
     would lie too low.
@@ -31,7 +32,7 @@ def measure_source(
     skipped: list[Skipped] = []
     count = len(source) if isinstance(source, Sized) else None
     clips = tqdm(readable_clips(source, skipped), desc="calibrate", unit="clip", total=count)
-    return [float(clip_ssim(_seen(clip.frames, base))) for clip in clips], skipped
+    return [clip_similarity(_seen(clip.frames, base), measure) for clip in clips], skipped
 
 
 def store_thresholds(path: str | Path, thresholds: tuple[float, ...], intensity_from: str = "frames") -> None:
@@ -39,7 +40,7 @@ def store_thresholds(path: str | Path, thresholds: tuple[float, ...], intensity_
 
     Args:
         path: the checkpoint.
-        thresholds: nine falling SSIM values.
+        thresholds: nine falling values of the checkpoint's own measure.
         intensity_from: what they were measured on, "frames" or "reconstruction".
 
     Raises:

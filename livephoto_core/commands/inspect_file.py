@@ -11,6 +11,7 @@ from ..base import Base, encode_text, overlong_text
 from ..checkpoint import load_adapter, read_config, read_metadata
 from ..config import AdapterConfig, to_json
 from ..errors import LivePhotoError
+from ..measures import MOTION_NAMES
 from ..media_write import CLIP_SUFFIXES, read_settings
 from ..model.adapter import LivePhotoAdapter
 from .model_files import DEMO, ModelFiles, load_model_base
@@ -44,7 +45,10 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
     """A checkpoint's file, shape, schedule and thresholds, a line each."""
     base, motion, content, schedule = config.base, config.motion, config.content, config.schedule
     counts = count_parameters(config)
-    thresholds = ", ".join(f"{t:.4f}" for t in config.ssim_thresholds)
+    by = config.intensity_measure
+    ends = config.ssim_thresholds if by == "ssim" else [1 - t for t in config.ssim_thresholds]
+    thresholds = ", ".join(f"{end:.4g}" if by == "mse" else f"{end:.4f}" for end in ends)
+    of = "" if by == "ssim" else f" of {MOTION_NAMES[by]}"
     lines = {
         "file": f"{path} ({path.stat().st_size / 2**20:.1f} MiB)",
         "family": f"{config.family}, format version {config.format_version}",
@@ -54,7 +58,8 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
         "motion": f"{motion.heads} heads, {motion.attention_blocks} attention blocks, up to {motion.max_frames} frames",
         "content": f"{content.encoder}, {content.image_size} px in patches of {content.patch_size}, positions {content.positions}",
         "schedule": f"{schedule.kind} betas {schedule.beta_start:g} to {schedule.beta_end:g}, {schedule.timesteps} timesteps",
-        "levels": f"{thresholds}, measured on {config.intensity_from}" if thresholds else "not calibrated",
+        "levels": f"{thresholds}{of}, measured on {config.intensity_from}" if thresholds else "not calibrated",
+        **({"trained without": ", ".join(config.parts.missing).replace("_", " ")} if config.parts.missing else {}),
         "parameters": f"{sum(counts.values()):,}",
         **{f"  {name}": f"{count:,}" for name, count in counts.items()},
         **{name: text for name, text in read_metadata(path).items() if len(text) <= 200},

@@ -1,4 +1,4 @@
-"""`livephoto measure`: the motion of clips as SSIM and level (paper section 3.4)."""
+"""`livephoto measure`: the motion of clips as SSIM and level (paper section 3.4), and by the measure of a model's levels."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import LivePhotoError
-from ..intensity import fractional_level, level, ssim
+from ..intensity import fractional_level, level
+from ..measures import MOTION_NAMES, similarity
 from ..media import fit_image, stream_clip
 
 
@@ -15,6 +16,7 @@ def measure(
     thresholds: Sequence[float] | None,
     size: tuple[int, int] | None = None,
     stride: int = 1,
+    by: str = "ssim",
 ) -> list[dict]:
     """Measure the motion of each clip.
 
@@ -23,24 +25,30 @@ def measure(
 
     Args:
         paths: videos, animated webp or gif, folders of pictures.
-        thresholds: the nine SSIM thresholds of a model's config; None: no levels.
+        thresholds: the nine thresholds of a model's config; None: no levels.
         size: (height, width) that frames are cropped to before measuring; None: as they are.
         stride: keep every `stride`-th frame.
+        by: the measure that the levels are of, one of config.INTENSITY_MEASURES.
 
     Returns:
-        A dict a clip: path (str), frames (int), ssim (float), level (int or None), fractional_level (float or None).
+        A dict a clip: path (str), frames (int), ssim (float), measure (str, as `by`), motion (float, by that measure: 0 is a still
+        clip), level (int or None), fractional_level (float or None).
 
     Raises:
-        LivePhotoError: a clip that cannot be read or has fewer than 2 frames or 7 pixels a side, or unusable
-            thresholds.
+        LivePhotoError: a clip that cannot be read or has fewer than 2 frames or 7 pixels a side, unusable
+            thresholds, or a measure whose package is not installed.
     """
-    return [_measure_clip(Path(path), thresholds, size, stride) for path in paths]
+    return [_measure_clip(Path(path), thresholds, size, stride, by) for path in paths]
 
 
 def format_table(results: Sequence[dict]) -> str:
     """Lay out the results of `measure` as a text table with a header, one line a clip."""
-    header = ("clip", "frames", "SSIM", "level")
-    lines = [header, *((r["path"], str(r["frames"]), f"{r['ssim']:.4f}", _level_text(r)) for r in results)]
+    # SSIM says it all where the levels are of it
+    more = [r["measure"] for r in results[:1] if r["measure"] != "ssim"]
+    header = ("clip", "frames", "SSIM", *(MOTION_NAMES[name] for name in more), "level")
+    lines = [header]
+    for r in results:
+        lines.append((r["path"], str(r["frames"]), f"{r['ssim']:.4f}", *(f"{r['motion']:.4g}" for _ in more), _level_text(r)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]).rstrip() for name, *numbers in lines
@@ -53,24 +61,27 @@ def format_json(results: Sequence[dict]) -> str:
 
 
 def _measure_clip(
-    path: Path, thresholds: Sequence[float] | None, size: tuple[int, int] | None, stride: int
+    path: Path, thresholds: Sequence[float] | None, size: tuple[int, int] | None, stride: int, by: str
 ) -> dict:
     frames = stream_clip(path, stride)
     if size is not None:
         frames = (fit_image(frame, *size, "crop") for frame in frames)
     try:
-        similarities = [ssim(a[None], b[None]).item() for a, b in pairwise(frames)]
+        names = dict.fromkeys(("ssim", by))
+        pairs = [{name: similarity(a[None], b[None], name).item() for name in names} for a, b in pairwise(frames)]
     except LivePhotoError as error:
         raise error if str(path) in str(error) else LivePhotoError(f"{path}: {error}") from error
-    if not similarities:
+    if not pairs:
         raise LivePhotoError(f"{path} has one frame, motion needs 2 or more; give a longer clip or a smaller stride")
-    mean = sum(similarities) / len(similarities)
+    means = {name: sum(pair[name] for pair in pairs) / len(pairs) for name in names}
     return {
         "path": str(path),
-        "frames": len(similarities) + 1,
-        "ssim": mean,
-        "level": None if thresholds is None else level(mean, thresholds),
-        "fractional_level": None if thresholds is None else fractional_level(mean, thresholds),
+        "frames": len(pairs) + 1,
+        "ssim": means["ssim"],
+        "measure": by,
+        "motion": 1 - means[by],
+        "level": None if thresholds is None else level(means[by], thresholds),
+        "fractional_level": None if thresholds is None else fractional_level(means[by], thresholds),
     }
 
 

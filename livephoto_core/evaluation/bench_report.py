@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import LivePhotoError
 from ..files import atomic_folder
+from ..measures import MOTION_NAMES
 from ..media_write import contact_sheet, write_picture
 from .bench_figures import confusions, first_frame_loss, level_curve, level_figures, photo_figures, scene_mean, text_figures
 from .benching import Result
@@ -48,6 +49,7 @@ def build_report(system: System, suite: Suite, result: Result, settings: dict) -
             "level cases": len(suite.level),
         },
         "system": system.name,
+        "measure": system.measure,
         "settings": settings,
         "figures": {name: asdict(figure) for name, figure in figures.items()},
         "limits": {name: asdict(figure) for name, figure in limits.items()},
@@ -68,9 +70,10 @@ def is_met(name: str, value: float) -> bool:
 
 def to_markdown(report: dict) -> str:
     """The figures and the confusion as Markdown tables; "limit" is what the same figure is on the true clips."""
-    suite = report["suite"]
+    suite, measure = report["suite"], report["measure"]
+    of = "" if measure == "ssim" else f", levels of {MOTION_NAMES[measure]}"
     lines = [
-        f"MotionBench {suite['version']}, suite `{suite['plan']}` `{suite['fingerprint']}`, system: {report['system']}",
+        f"MotionBench {suite['version']}, suite `{suite['plan']}` `{suite['fingerprint']}`, system: {report['system']}{of}",
         "",
         "| figure | value | 95 % interval | scenes | limit | target | met |",
         "|---|---|---|---|---|---|---|",

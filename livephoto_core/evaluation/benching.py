@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ..demo.scenes import render
-from ..intensity import LEVELS, clip_ssim, level
+from ..intensity import LEVELS, level
 from .measuring import recognise
 from .scoring import LevelRow, Row, Scorers, delivered, score, strength
 from .suite import FRAMES, SIZE, Case, Suite, first_frame
@@ -61,7 +61,7 @@ def asked_level(case: Case, system: System) -> int:
     """The level a case asks for: its own, or that of its true clip as the system's VAE restores it, as in training."""
     if case.level is not None:
         return case.level
-    return level(float(clip_ssim(system.restored(_true_clip(case, system)))), system.thresholds)
+    return delivered(system.restored(_true_clip(case, system)), system)
 
 
 def _by_scene(cases: Sequence[Case]) -> dict[str, Case]:
@@ -121,8 +121,8 @@ def _run_levels(system: System, suite: Suite, result: Result) -> None:
 
 
 def _level_limit(case: Case, system: System) -> LevelRow:
-    """What the scene itself can do: any 1 - SSIM between that of its slowest and of its fastest clip."""
-    ladder = climb(case.clip.scene, system.size, system.restored)
+    """What the scene itself can do: any strength between that of its slowest and of its fastest clip."""
+    ladder = climb(case.clip.scene, system.size, system.restored, system.measure)
     found = [ladder.reached(middle) for middle in band_middles(system.thresholds)]
     levels = [level(1 - value, system.thresholds) for value in found]
     reachable = [given == asked for asked, given in enumerate(levels, 1)]

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..config import AdapterConfig
 from ..demo.clips import DemoClip
 from ..demo.motions import MOTIONS, STILL
 from ..errors import LivePhotoError
@@ -25,8 +26,8 @@ from .measuring import Model
 from .report import GROUPS, measure_demo, to_json, to_markdown
 
 
-def load_measured(files, device: str, sampling) -> tuple[Model, tuple[int, int]]:
-    """The model that a command line names, and the (frames, size) of its clips.
+def load_measured(files, device: str, sampling) -> tuple[Model, AdapterConfig]:
+    """The model that a command line names, and its checkpoint's config.
 
     Raises:
         LivePhotoError: a missing or damaged file, or a checkpoint without level thresholds.
@@ -51,7 +52,7 @@ def load_measured(files, device: str, sampling) -> tuple[Model, tuple[int, int]]
         thresholds=config.ssim_thresholds,
         words=lambda text: word_weights(loaded.base, loaded.adapter, text),
     )
-    return model, (config.frames, config.size)
+    return model, config
 
 
 def draw_bench(
@@ -105,7 +106,12 @@ def _run(options: argparse.Namespace) -> None:
     if min(options.count, level_count, options.batch) < 1:
         raise LivePhotoError("--count, --level-count and --batch must be 1 or more")
     with atomic_path(options.out) as path:
-        model, (frames, size) = load_measured(ModelFiles(options.model, options.base), device, sampling)
+        model, config = load_measured(ModelFiles(options.model, options.base), device, sampling)
+        if config.intensity_measure != "ssim":
+            raise LivePhotoError(
+                f"the levels of {options.model} are of {config.intensity_measure}, this report is on SSIM: use livephoto bench run"
+            )
+        frames, size = config.frames, config.size
         groups, level_clips, photos = draw_bench(options.count, level_count, options.seed, frames, size)
         report = measure_demo(model, groups, level_clips, photos, options.seed, options.batch)
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ..intensity import clip_ssim, level
-from .figures import dissimilarity, first_frame_psnr, psnr, sharpness_ratio
+from ..measures import clip_similarity
+from .figures import first_frame_psnr, psnr, sharpness_ratio
 from .identity import TRACKED, identity
 from .measuring import recognise
 from .suite import SIZE, Case
@@ -75,8 +76,8 @@ def score(case: Case, asked: int, frames: torch.Tensor, system: System, scorers:
 
 
 def strength(frames: torch.Tensor, system: System) -> float:
-    """1 - SSIM of adjacent frames at the system's own size."""
-    return dissimilarity(at_size(frames, system.size))
+    """How much a clip moves by the measure of the system's levels, 1 - similarity at the system's own size."""
+    return 1 - clip_similarity(at_size(frames, system.size), system.measure)
 
 
 def delivered(frames: torch.Tensor, system: System) -> int:
@@ -86,7 +87,7 @@ def delivered(frames: torch.Tensor, system: System) -> int:
 
 @dataclass(frozen=True)
 class LevelRow:
-    """One scene asked for at every level, 1 first: 1 - SSIM and the level delivered at each.
+    """One scene asked for at every level, 1 first: 1 - similarity by the system's measure, and the level delivered at each.
 
     `reachable`: whether the true scene has that level at one of its motion's speeds. `right`: whether the motion asked for is
     seen in a strong clip (benching.RIGHT_AT).

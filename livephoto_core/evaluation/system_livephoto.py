@@ -19,11 +19,12 @@ def livephoto_system(files: ModelFiles, device: str, sampling: BatchSampling, ba
     Raises:
         LivePhotoError: a missing or damaged file, or a checkpoint without level thresholds.
     """
-    model, (_, size) = load_measured(files, device, sampling)
+    model, config = load_measured(files, device, sampling)
 
     def animate(requests: Sequence[Request]) -> list[torch.Tensor]:
         photos = torch.stack([request.photo for request in requests])
         levels, seeds = [request.level for request in requests], [request.seed for request in requests]
         return list(model.generate(photos, [request.text for request in requests], levels, seeds))
 
-    return System(f"LivePhoto {Path(files.adapter).stem}", animate, size, model.thresholds, model.round_trip, batch)
+    name, measure = f"LivePhoto {Path(files.adapter).stem}", config.intensity_measure
+    return System(name, animate, config.size, model.thresholds, measure, model.round_trip, batch)

@@ -38,14 +38,16 @@ class System:
     """A system under test.
 
     `size` is the side of the photo it takes, and of the frames its levels are measured on. `thresholds` are its levels' (see
-    intensity.py); the suite's own for a system that has none. `round_trip` is what its VAE makes of pictures [N, 3, size, size],
-    if it has one: what the system could reach at best. `batch` requests are handed over at a time.
+    intensity.py), in the similarity of `measure` (measures.py); the suite's own for a system that has none. `round_trip` is what
+    its VAE makes of pictures [N, 3, size, size], if it has one: what the system could reach at best. `batch` requests are handed
+    over at a time.
     """
 
     name: str
     animate: Animate
     size: int = SIZE
     thresholds: Sequence[float] = THRESHOLDS
+    measure: str = "ssim"
     round_trip: Callable[[torch.Tensor], torch.Tensor] | None = None
     batch: int = 1
 

@@ -19,7 +19,7 @@ from ..demo.motions import SPEEDS, STILL
 from ..demo.scenes import Scene, render
 from ..demo.sprites import COLOURS, HELD_OUT_SHAPES, SHAPES
 from ..errors import LivePhotoError
-from .figures import dissimilarity
+from ..measures import clip_similarity
 from .suite import FRAMES, THRESHOLDS, Suite
 from .systems import System, one_by_one
 
@@ -29,30 +29,30 @@ LEAST_DISSIMILARITY = 1e-6
 
 @dataclass(frozen=True)
 class Ladder:
-    """Speeds of a scene, rising, and 1 - SSIM of its clip at each, never falling."""
+    """Speeds of a scene, rising, and 1 - similarity of its clip at each, never falling."""
 
     speeds: Sequence[float]
     dissimilarities: Sequence[float]
 
     def speed(self, dissimilarity: float) -> float:
-        """The speed whose clip has this 1 - SSIM, or the nearest that the scene can reach."""
+        """The speed whose clip has this 1 - similarity, or the nearest that the scene can reach."""
         return math.exp(np.interp(math.log(dissimilarity), np.log(self.dissimilarities), np.log(self.speeds)))
 
     def reached(self, dissimilarity: float) -> float:
-        """The 1 - SSIM nearest to this one that the scene can reach."""
+        """The 1 - similarity nearest to this one that the scene can reach."""
         return min(max(dissimilarity, self.dissimilarities[0]), self.dissimilarities[-1])
 
 
-def climb(scene: Scene, size: int, restored: Callable[[torch.Tensor], torch.Tensor]) -> Ladder:
+def climb(scene: Scene, size: int, restored: Callable[[torch.Tensor], torch.Tensor], measure: str = "ssim") -> Ladder:
     """The ladder of a moving scene, rendered at `size` and measured on what `restored` makes of the frames [F, 3, size, size]."""
     speeds = np.geomspace(*SPEEDS[scene.motion], RUNGS)
-    found = [dissimilarity(restored(render(scene, float(speed), FRAMES, size))) for speed in speeds]
+    found = [1 - clip_similarity(restored(render(scene, float(speed), FRAMES, size)), measure) for speed in speeds]
     rising = np.maximum.accumulate(np.maximum(found, LEAST_DISSIMILARITY))
     return Ladder(tuple(speeds.tolist()), tuple(rising.tolist()))
 
 
 def band_middles(thresholds: Sequence[float]) -> list[float]:
-    """1 - SSIM in the middle of each level's band, on a log scale; the outer bands as wide as their neighbours."""
+    """1 - similarity in the middle of each level's band, on a log scale; the outer bands as wide as their neighbours."""
     ends = [max(1 - t, LEAST_DISSIMILARITY) for t in thresholds]
     ends = [ends[0] ** 2 / ends[1], *ends, ends[-1] ** 2 / ends[-2]]
     return [math.sqrt(low * high) for low, high in pairwise(ends)]

@@ -70,7 +70,7 @@ class Batches:
 
     indices: the clips to train on, by their place in `clips`.
     text_ids: the captions' token ids [clips, 77]; empty_ids: those of the empty text [77], which replaces a share `text_drop`.
-    thresholds: nine SSIM values, see `intensity.level`.
+    thresholds: nine values of what `clips.ssims` are, see `intensity.level`.
     batch: clips of a step, over all processes and accumulated parts.
     frames_per_clip: how many frames of a clip a step trains on, 0 for all.
     timesteps: of the noise schedule; timestep_shift: see `drawn_timesteps`.

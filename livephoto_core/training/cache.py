@@ -22,7 +22,10 @@ MANIFEST = "cache.json"
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """One clip as training wants it: latents [F, C, h, w], tokens [T, D], grid (rows, columns), mean SSIM, caption."""
+    """One clip as training wants it: latents [F, C, h, w], tokens [T, D], grid (rows, columns), caption.
+
+    `ssim` is the mean similarity of adjacent frames: their SSIM, or by the measure that the cache's manifest names (measures.py).
+    """
 
     latents: torch.Tensor
     tokens: torch.Tensor
@@ -88,6 +91,25 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Store a manifest, whole or not at all."""
     with atomic_path(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(asdict(manifest)), encoding="utf-8")
+
+
+def made_from_of(folder: Path) -> dict[str, Any]:
+    """What the clips of a cache were made from, by name, as far as it is known; measured by SSIM unless it says otherwise."""
+    return {"data.intensity_measure": "ssim", **(read_manifest(folder) or Manifest()).made_from}
+
+
+def check_made_from(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a cache that was made from something else.
+
+    Raises:
+        LivePhotoError: names what differs.
+    """
+    other = [f"{name} ({found[name]}, now {wanted[name]})" for name in wanted if name in found and found[name] != wanted[name]]
+    if other:
+        raise LivePhotoError(
+            f"the cached clips in {folder} were made with another {', another '.join(other)}: use another cache folder, or delete "
+            "this one"
+        )
 
 
 def build_cache(folder: Path, count: int, encode: Callable[[int], EncodedClip], process: int = 0, processes: int = 1) -> None:
@@ -199,7 +221,7 @@ class CachedClips:
     """Random access to a cache folder; tensors are read from disk as they are asked for.
 
     Of a folder with a manifest the shards that it lists are read, else all. `grid` (rows, columns) is that of the tokens,
-    `latent_shape` (F, C, h, w) and `token_shape` (T, D) are those of every clip, `ssims` is [N].
+    `latent_shape` (F, C, h, w) and `token_shape` (T, D) are those of every clip, `ssims` is [N], as in EncodedClip.
 
     Raises:
         LivePhotoError: no cached clips, a cache that was not finished, a shard that is damaged or unlike the others.

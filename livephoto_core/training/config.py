@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import AdapterConfig, check_intensity_source, from_dict
+from ..config import AdapterConfig, check_intensity_measure, check_intensity_source, from_dict
 from ..errors import LivePhotoError
 
 
@@ -19,6 +19,10 @@ class DataConfig:
     the level is measured: "frames", or their VAE "reconstruction", which a small VAE needs, since it is what a user will see. A
     "cache" that knows on what its levels were measured overrules it; the checkpoint keeps it.
 
+    `intensity_measure` says by what the level is measured: "ssim" (the paper's), "mse" or "flow" (measures.py). A level then asks
+    for as much of that measure; the checkpoint keeps it. The clips of a "cache" measured otherwise are measured again, as the VAE
+    restores them, into the folder `cache` (OUT/cache if it is empty).
+
     A run may learn from a part of the clips: those of `least_level` or more whose caption has one of `words` (none: any caption).
     A small model that sees a few strong motions first tells left from right in hundreds of steps instead of thousands.
     """
@@ -29,6 +33,7 @@ class DataConfig:
     cache: str = ""
     held_out: int = 32
     intensity_from: str = "frames"
+    intensity_measure: str = "ssim"
     least_level: int = 1
     words: tuple[str, ...] = ()
 
@@ -89,7 +94,7 @@ def load_run(path: Path) -> RunConfig:
     """
     if not path.is_file():
         raise LivePhotoError(f"there is no training config {path}: name a .toml or .yaml file")
-    return run_from_dict(_parse(path))
+    return run_from_dict(read_values(path))
 
 
 def run_from_dict(values: dict[str, Any]) -> RunConfig:
@@ -221,6 +226,7 @@ def _check_data(data: DataConfig) -> None:
     if data.kind not in ("folder", "webdataset", "cache"):
         raise LivePhotoError(f"data.kind is {data.kind!r}; use 'folder', 'webdataset' or 'cache'")
     check_intensity_source("data.intensity_from", data.intensity_from)
+    check_intensity_measure("data.intensity_measure", data.intensity_measure)
     if data.held_out < 0:
         raise LivePhotoError(f"data.held_out is {data.held_out}; use 0 or more")
     if not 1 <= data.least_level <= 10:
@@ -229,7 +235,12 @@ def _check_data(data: DataConfig) -> None:
         raise LivePhotoError("data.path is ''; name the folder of clips, the shards or the cache to train on")
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def read_values(path: Path) -> dict[str, Any]:
+    """The names and values in a .toml, .yaml or .yml file.
+
+    Raises:
+        LivePhotoError: it cannot be read, or is not that format.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
@@ -29,10 +29,11 @@ from ..files import atomic_path
 from ..intensity import calibrate, level
 from ..model.adapter import LivePhotoAdapter
 from .batches import Batches
-from .cache import CachedClips, EncodedClip, Manifest, cache_stream, read_manifest
+from .cache import CachedClips, EncodedClip, Manifest, cache_stream, check_made_from, made_from_of, read_manifest
 from .config import DataConfig, RunConfig, check_frames, load_run
 from .encode import encode_sample
 from .model import TrainingModel
+from .remeasure import remeasure
 from .samples import Sampler
 from .trainer import STATE, fit
 
@@ -72,27 +73,9 @@ def origin_of(run: RunConfig, source: FolderSource | ShardSource) -> dict[str, A
         "data.kind": run.data.kind,
         "data.path": str(Path(run.data.path).resolve()),
         "data.intensity_from": run.data.intensity_from,
+        "data.intensity_measure": run.data.intensity_measure,
         "the CSV" if run.data.kind == "folder" else "the shards": hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16],
     }
-
-
-def made_from_of(folder: Path) -> dict[str, Any]:
-    """What the clips of a cache were made from, by name; empty where that is not known."""
-    return (read_manifest(folder) or Manifest()).made_from
-
-
-def check_made_from(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a cache that was made from something else.
-
-    Raises:
-        LivePhotoError: names what differs.
-    """
-    other = [f"{name} ({found[name]}, now {wanted[name]})" for name in wanted if name in found and found[name] != wanted[name]]
-    if other:
-        raise LivePhotoError(
-            f"the cached clips in {folder} were made with another {', another '.join(other)}: use another cache folder, or delete "
-            "this one"
-        )
 
 
 def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, device: torch.device) -> None:
@@ -112,7 +95,8 @@ def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, 
             f"{folder} holds cached clips, but not what they were made from: train on them with data.kind 'cache' and this as "
             "data.path, use another cache folder, or delete this one"
         )
-    check_made_from(folder, manifest.made_from, made_from)
+    if manifest.made_from:
+        check_made_from(folder, made_from_of(folder), made_from)
     if manifest.finished:
         return
     manifest.made_from = made_from
@@ -120,7 +104,7 @@ def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, 
     rest = source.after(manifest.position)
     with tqdm(rest, desc="caching clips", unit="clip", initial=manifest.position, total=total) as items:
         try:
-            cache_stream(folder, encoded(items, base.to(device), config, run.data.intensity_from), manifest)
+            cache_stream(folder, encoded(items, base.to(device), config, run.data), manifest)
         finally:
             base.to("cpu")
     skipped = report([Skipped(*item) for item in manifest.skipped])
@@ -130,14 +114,16 @@ def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, 
 
 
 def encoded(
-    items: Iterable[ClipSample | Skipped], base: Base, config: AdapterConfig, intensity_from: str
+    items: Iterable[ClipSample | Skipped], base: Base, config: AdapterConfig, data: DataConfig
 ) -> Iterator[EncodedClip | Skipped]:
     """A source's clips encoded; those that it skipped stay as they are."""
     for item in items:
         if isinstance(item, Skipped):
             yield item
         else:
-            yield encode_sample(item, base.vae, base.image_encoder, config.content, intensity_from)
+            yield encode_sample(
+                item, base.vae, base.image_encoder, config.content, data.intensity_from, data.intensity_measure
+            )
 
 
 def check_cache(clips: CachedClips, folder: Path, config: AdapterConfig) -> None:
@@ -223,6 +209,14 @@ def process_state() -> Any:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
 
 
+def in_first_process(make: Callable[[torch.device], None]) -> None:
+    """Let the first of several processes make something, on its device, while the others wait."""
+    state = process_state()
+    if state.is_main_process:
+        make(state.device)
+    state.wait_for_everyone()
+
+
 def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]:
     """The model, the batches, the held-out clips and the sheet drawer of a run.
 
@@ -232,21 +226,24 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     base = load_run_base(run)
     check_fit(config, base_shape(base.unet))
     adapter = build_adapter(run, config)
+    folder = Path(run.data.cache or Path(run.out) / "cache")
     if run.data.kind == "cache":
-        folder = Path(run.data.path)
-        check_made_from(folder, made_from_of(folder), encoding_of(base, config))
+        given = Path(run.data.path)
+        check_made_from(given, made_from_of(given), encoding_of(base, config))
+        if made_from_of(given)["data.intensity_measure"] == run.data.intensity_measure:
+            folder = given
+        else:
+            in_first_process(lambda device: remeasure(given, folder, base, run.data.intensity_measure, device))
     else:
-        folder = Path(run.data.cache or Path(run.out) / "cache")
-        state = process_state()
-        if state.is_main_process:
-            fill_cache(run, base, config, folder, state.device)
-        state.wait_for_everyone()
+        in_first_process(lambda device: fill_cache(run, base, config, folder, device))
     clips = CachedClips(folder)
     check_cache(clips, folder, config)
     measured_on = made_from_of(folder).get("data.intensity_from", run.data.intensity_from)
-    adapter.config = replace(adapter.config, intensity_from=measured_on)
+    adapter.config = replace(adapter.config, intensity_from=measured_on, intensity_measure=run.data.intensity_measure)
     held_out = min(run.data.held_out, len(clips) // 10)
-    thresholds = config.ssim_thresholds or calibrate(clips.ssims[held_out:].tolist())
+    # those of an adapter to start from hold for its own measure alone
+    known = config.ssim_thresholds if config.intensity_measure == run.data.intensity_measure else ()
+    thresholds = known or calibrate(clips.ssims[held_out:].tolist())
     train = [i for i in range(held_out, len(clips)) if is_wanted(clips, i, thresholds, run.data)]
     if not train:
         raise LivePhotoError(

@@ -104,6 +104,14 @@ def test_motion_is_measured_as_in_the_core(results, demo):
     assert found["not asked"] == f"level {level:.1f}, SSIM {float(ssim):.4f}"
 
 
+def test_motion_is_measured_by_the_checkpoints_measure(results):
+    found = results("motion_by_another_measure")
+    error = float((found["frames"].diff(dim=0) ** 2).mean())
+    level = fractional_level(1 - error, [1 - 0.002 * k for k in range(1, 10)])
+    assert 1 < level < 10 and found["level"] == pytest.approx(level, abs=1e-3)
+    assert found["report"] == f"level {level:.1f}, MSE {error:.4g}, SSIM {found['ssim']:.4f}"
+
+
 def test_still_clip_is_level_1(results):
     assert (results("still")["level"], results("still")["ssim"]) == (1.0, 1.0)
 

@@ -115,6 +115,13 @@ def motion() -> dict[str, Any]:
 
 
 @case
+def motion_by_another_measure() -> dict[str, Any]:
+    config = SimpleNamespace(ssim_thresholds=tuple(1 - 0.002 * k for k in range(1, 10)), intensity_measure="mse")
+    level, ssim, report = part("nodes.measure").LivePhotoMeasureMotion.execute(clip(), SimpleNamespace(config=config)).result
+    return {"frames": clip().movedim(-1, 1), "level": level, "ssim": ssim, "report": report}
+
+
+@case
 def still() -> dict[str, Any]:
     level, ssim, _ = measured(clip()[:1].expand(4, -1, -1, -1)).result
     return {"level": level, "ssim": ssim}
