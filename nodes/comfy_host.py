@@ -154,10 +154,12 @@ def apply(
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, _around_call(host))
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, _around_sampling(host))
     patched.set_model_input_block_patch(_stem_patch(host))
-    # plain functions, not bound methods: clone() copies the object behind a method, weights and all
-    before, after = _content_patches(host, {block_of(site, layers): site for site in host.adapter.content.names})
-    patched.set_model_attn2_patch(before)
-    patched.set_model_attn2_output_patch(after)
+    # an adapter trained without content attention has no sites
+    if host.adapter.content.names:
+        # plain functions, not bound methods: clone() copies the object behind a method, weights and all
+        before, after = _content_patches(host, {block_of(site, layers): site for site in host.adapter.content.names})
+        patched.set_model_attn2_patch(before)
+        patched.set_model_attn2_output_patch(after)
     sites = {site: block_of(site, layers) for site in host.adapter.motion.names}
     patched.set_injections(KEY, [_motion_injection(host, sites)])
     return patched

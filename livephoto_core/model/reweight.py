@@ -63,6 +63,14 @@ class TextReweighter(nn.Module):
         return rearrange(torch.sigmoid(logits), "b l f -> b f l")
 
 
+class EvenWeights(nn.Module):
+    """Stands in for the TextReweighter of an adapter that was trained without it: every token counts fully in every frame."""
+
+    def forward(self, text: torch.Tensor, frames: int) -> torch.Tensor:
+        """Text embeddings [B, L, D] -> ones [B, F, L]."""
+        return text.new_ones(len(text), frames, text.shape[1])
+
+
 def apply_weights(text: torch.Tensor, weights: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
     """Text [B, L, D] under weights [B, F, L] -> a text a frame [(b f), L, D]. Strength 0 leaves the text as it is.
 

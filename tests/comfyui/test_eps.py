@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from livephoto_core.base import decode, encode_photo, encode_text, photo_tokens
-from livephoto_core.checkpoint import save_adapter
+from livephoto_core.checkpoint import load_adapter, save_adapter
+from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.conditioning import ClipCondition, even_levels
-from livephoto_core.config import NoiseSchedule
+from livephoto_core.config import NoiseSchedule, Parts
 from livephoto_core.diffusers_host import DiffusersHost
+from livephoto_core.evaluation.ablation_arms import leave_out
 
 LINEAR = NoiseSchedule("linear")
+BARE = Parts(intensity=False, content=False, reweight=False)
 # (image strength, motion strength) where they are not 1
 STRENGTHS = {"other_strengths": (0.6, 1.3), "no_strength": (0.0, 0.0)}
 # the demo checkpoint's own, or another
@@ -41,6 +44,7 @@ def results(inside, demo):
         config, adapter.config = adapter.config, dataclasses.replace(adapter.config, schedule=LINEAR)
         save_adapter(adapter, base / "models" / "livephoto" / "linear.safetensors", dtype=torch.float32)
         adapter.config = config
+        leave_out(DEMO_FOLDER / "adapter.safetensors", BARE, base / "models" / "livephoto" / "bare.safetensors")
 
     return inside("eps", prepare=prepare)
 
@@ -65,6 +69,17 @@ def test_same_output_of_the_unet(results, demo, replay, name):
     assert difference < 1e-4
     without = replay(found, base.unet, None)
     assert without < 1e-4 if name == "no_strength" else without > 0.01
+
+
+def test_adapter_without_its_parts(results, demo, replay, tmp_path):
+    """As an ablation trains it: no content attention, no re-weighting, and a level that is not read."""
+    found, (base, _) = results("without_parts"), demo
+    leave_out(DEMO_FOLDER / "adapter.safetensors", BARE, tmp_path / "bare.safetensors")
+    bare = load_adapter(tmp_path / "bare.safetensors")
+    assert replay(found, base.unet, bare) < 1e-4
+    assert replay({**found, "level": found["level"] + 3}, base.unet, bare) < 1e-4
+    assert replay(found, base.unet, demo[1]) > 0.01
+    assert torch.equal(found["weighed"], found["text"].expand_as(found["weighed"]))
 
 
 @pytest.mark.parametrize("name", ["two_conds_the_other_way_round", "conds_apart"])

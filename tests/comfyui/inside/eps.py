@@ -7,7 +7,7 @@ from typing import Any
 
 import folder_paths
 import torch
-from kit import FRAMES, apply, case, demo, part, photos, prompts, recording, reference, run_recorded, sample, text
+from kit import FRAMES, apply, case, demo, node, part, photos, prompts, recording, reference, run_recorded, sample, text
 
 import nodes
 
@@ -82,6 +82,16 @@ def no_strength() -> dict[str, Any]:
 @case
 def most_frames() -> dict[str, Any]:
     return run_recorded(apply(), *prompts(), frames=demo().livephoto.config.motion.max_frames, steps=1, cfg=1.0)
+
+
+@case
+def without_parts() -> dict[str, Any]:
+    path = folder_paths.get_full_path_or_raise("livephoto", "bare.safetensors")
+    bare = part("nodes.loaders").load(Path(path))
+    positive, negative = prompts()
+    weighed = node("LivePhotoTextReweight", conditioning=positive, livephoto_model=bare, frames=FRAMES, strength=1.0)[0]
+    found = run_recorded(apply(livephoto=bare), positive, negative)
+    return {**found, "text": positive[0][0], "weighed": weighed[0][0]}
 
 
 @case
