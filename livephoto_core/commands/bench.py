@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,15 @@ PHOTOS = "photographs of your own (default: the installed packages' held-out one
 
 
 def add_bench(commands) -> None:
-    """Add `bench run`, `bench export` and `bench intensity` to the command line's subparsers."""
+    """Add `bench run`, `export`, `intensity`, `ablations` and `words` to the command line's subparsers."""
     about = "measure how well a system follows photo, text and level"
     parser = commands.add_parser("bench", help=about, description=f"MotionBench: {about}.")
     parts = parser.add_subparsers(title="parts", required=True, metavar="PART")
     _add_run(parts)
     _add_export(parts)
     _add_intensity(parts)
+    _add_ablations(parts)
+    _add_words(parts)
 
 
 def _add_run(parts) -> None:
@@ -81,24 +82,45 @@ def _add_intensity(parts) -> None:
     parser.set_defaults(run=_intensity)
 
 
+def _add_ablations(parts) -> None:
+    about = "train LivePhoto without one part at a time, and measure each"
+    parser = parts.add_parser("ablations", help=about, description=f"The paper's ablations: {about}. A stopped run goes on.")
+    parser.add_argument("config", metavar="CONFIG", help="a .toml or .yaml file, such as benchmarks/ablations/demo.yaml")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for the report's files; others in it stay")
+    parser.add_argument("--photos", metavar="DIR", help=PHOTOS)
+    parser.add_argument("--device", help="of sampling (default: cuda if there is one, else cpu)")
+    parser.set_defaults(run=_ablations)
+
+
+def _add_words(parts) -> None:
+    about = "what the text re-weighter makes of words, over a set of prompts"
+    parser = parts.add_parser("words", help=about, description=f"Measures {about}.")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for the report; an earlier one is replaced")
+    prompts = "CSV with the columns wording,text (default: the demo's vocabulary)"
+    parser.add_argument("--prompts", metavar="FILE", help=prompts)
+    parser.add_argument("--model", default="demo", metavar="demo|FILE", help="LivePhoto checkpoint (default demo)")
+    parser.add_argument("--base", metavar="DIR|FILE", help="its base model")
+    parser.add_argument("--tokenizer", metavar="DIR", help="for a single-file base")
+    parser.set_defaults(run=_words)
+
+
 def _add_suite_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--suite", default="full", help="full (default) or reduced, for a quick look")
+    parser.add_argument("--suite", default="full", help="full (default), medium, or reduced, for a quick look")
     parser.add_argument("--photos", metavar="DIR", help=PHOTOS)
 
 
 def _run(options: argparse.Namespace) -> None:
     from ..evaluation.bench_report import build_report, check_folder, to_markdown, write_report
     from ..evaluation.benching import run_suite
-    from ..evaluation.features import consistency
+    from ..evaluation.features import extractors, scorers
     from ..evaluation.suite import draw_suite, suite_photos
 
     check_folder(options.out)
     options.device = options.device or default_device()
-    extractors = _extractors(options)
+    features = extractors(options.dino, options.clip, options.device)
     suite = draw_suite(suite_photos(options.photos), options.suite)
     system = SYSTEMS[options.system](options, suite)
-    scorers = {f"{name} score": lambda frames, f=features: consistency(f(frames)) for name, features in extractors.items()}
-    result = run_suite(system, suite, scorers)
+    result = run_suite(system, suite, scorers(features))
     report = build_report(system, suite, result, _settings(options))
     write_report(report, result, options.out)
     print(to_markdown(report))
@@ -120,6 +142,7 @@ def _export(options: argparse.Namespace) -> None:
 
 def _intensity(options: argparse.Namespace) -> None:
     from ..evaluation.bench_report import check_folder
+    from ..evaluation.features import extractors
     from ..evaluation.intensity_measures import MEASURES, feature_change
     from ..evaluation.intensity_study import sweep_scenes, write_study
     from ..evaluation.suite import suite_photos
@@ -128,26 +151,46 @@ def _intensity(options: argparse.Namespace) -> None:
         raise LivePhotoError(f"--scenes must be 1 or more and --speeds 3 or more, got {options.scenes} and {options.speeds}")
     check_folder(options.out)
     options.device = options.device or default_device()
-    more = {f"{name} features": feature_change(features) for name, features in _extractors(options).items()}
+    features = extractors(options.dino, options.clip, options.device)
+    more = {f"{name} features": feature_change(f) for name, f in features.items()}
     photos = suite_photos(options.photos)
     print(write_study(sweep_scenes(photos, {**MEASURES, **more}, options.scenes, options.speeds), options.out))
 
 
-def _extractors(options: argparse.Namespace) -> dict[str, Callable]:
-    from ..evaluation.features import clip_features, dino_features
+def _ablations(options: argparse.Namespace) -> None:
+    from ..evaluation.ablation_config import load_ablations
+    from ..evaluation.ablation_report import write_ablations
+    from ..evaluation.ablations import run_ablations
+    from ..evaluation.suite import draw_suite, suite_photos
 
-    found = {}
-    if options.dino is not None:
-        found["DINO"] = dino_features(options.dino, options.device)
-    if options.clip is not None:
-        found["CLIP"] = clip_features(options.clip, options.device)
-    return found
+    config = load_ablations(options.config)
+    suite = draw_suite(suite_photos(options.photos), config.suite)
+    measured = run_ablations(config, suite, options.device or default_device())
+    print(write_ablations(config, measured, options.out))
+
+
+def _words(options: argparse.Namespace) -> None:
+    from ..checkpoint import load_adapter
+    from ..evaluation.bench_report import check_folder
+    from ..evaluation.words import PROMPTS, read_prompts, weigh_prompts, words_report, write_words
+    from .inspect_file import word_weights
+    from .model_files import ModelFiles, load_model_base
+
+    check_folder(options.out)
+    prompts = read_prompts(options.prompts or PROMPTS)
+    files = ModelFiles(options.model, options.base, tokenizer=options.tokenizer)
+    adapter = load_adapter(files.adapter_path)
+    if not adapter.config.parts.reweight:
+        raise LivePhotoError(f"{options.model} was trained without text re-weighting: every word weighs 1")
+    base = load_model_base(files)
+    found = weigh_prompts(lambda text: word_weights(base, adapter, text), prompts)
+    print(write_words(words_report(found, _settings(options)), options.out))
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The options as given; paths by their last part alone, so that a report tells nothing of the machine."""
     names = {name: value for name, value in vars(options).items() if name not in ("run", "out")}
-    paths = ("photos", "model", "base", "image_encoder", "tokenizer", "folder", "function", "workflow", "dino", "clip")
+    paths = ("photos", "model", "base", "image_encoder", "tokenizer", "folder", "function", "workflow", "dino", "clip", "prompts")
     return {name: Path(value).name if name in paths and value is not None else value for name, value in names.items()}
 
 

@@ -65,9 +65,10 @@ def level_figures(rows: Sequence[LevelRow]) -> dict[str, Figure]:
         spearmans = np.nan_to_num([spearman(ASKED, row.dissimilarity) for row in part])
         figures[f"level, Spearman a clip{name}"] = mean_figure(spearmans)
         figures[f"level, Spearman pooled{name}"] = pooled_spearman([(ASKED, row.dissimilarity) for row in part])
-        figures[f"level, error{name}"] = mean_figure([_error(row, np.abs, row.reachable) for row in part])
-        figures[f"level, delivered minus requested{name}"] = mean_figure([_error(row, np.array, row.reachable) for row in part])
-    figures["level, error, out of the scene's reach too"] = mean_figure([_error(row, np.abs, [True] * LEVELS) for row in rows])
+        figures[f"level, error{name}"] = mean_figure([level_error(row, np.abs, row.reachable) for row in part])
+        offsets = [level_error(row, np.array, row.reachable) for row in part]
+        figures[f"level, delivered minus requested{name}"] = mean_figure(offsets)
+    figures["level, error, out of the scene's reach too"] = mean_figure([level_error(row, np.abs, [True] * LEVELS) for row in rows])
     steps = [_steps(row) for row in rows]
     figures["level, steps that rise"] = mean_figure([float(np.mean(s)) if s else float("nan") for s in steps])
     figures["level, clips whose every step rises"] = mean_figure([float(all(s)) if s else float("nan") for s in steps])
@@ -84,7 +85,8 @@ def pooled_spearman(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) ->
     return Figure(value, *interval(len(pairs), figure), len(pairs))
 
 
-def _error(row: LevelRow, size: Callable[[np.ndarray], np.ndarray], counted: Sequence[bool]) -> float:
+def level_error(row: LevelRow, size: Callable[[np.ndarray], np.ndarray], counted: Sequence[bool]) -> float:
+    """Mean over the counted levels of `size` of delivered minus requested; nan where none counts."""
     errors = size(np.subtract(row.delivered, ASKED))[np.asarray(counted)]
     return float(errors.mean()) if len(errors) else float("nan")
 

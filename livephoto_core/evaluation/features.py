@@ -47,6 +47,25 @@ def clip_features(folder: str | Path, device: str) -> Features:
     return lambda frames: _run(model, frames, device, *OPENAI).image_embeds
 
 
+def extractors(dino: str | Path | None, clip: str | Path | None, device: str) -> dict[str, Features]:
+    """{"DINO": ..., "CLIP": ...} of the folders that were given.
+
+    Raises:
+        LivePhotoError: as `dino_features` and `clip_features`.
+    """
+    found = {}
+    if dino is not None:
+        found["DINO"] = dino_features(dino, device)
+    if clip is not None:
+        found["CLIP"] = clip_features(clip, device)
+    return found
+
+
+def scorers(features: dict[str, Features]) -> dict[str, Callable[[torch.Tensor], float]]:
+    """The scores of adjacent frames [F, 3, H, W] by such extractors, named as the report has them."""
+    return {f"{name} score": lambda frames, f=f: consistency(f(frames)) for name, f in features.items()}
+
+
 def _load(kind, folder: str | Path, device: str):
     try:
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).eval()

@@ -43,6 +43,12 @@ class Plan:
 
 PLANS = {
     "full": Plan(MOTIONS, 6, MOVING, 2),
+    "medium": Plan(
+        MOTIONS,
+        2,
+        ("pan left", "pan up", "zoom in", "turn clockwise", "move right", "move up", "spin", "grow", "ripple", "snow"),
+        1,
+    ),
     "reduced": Plan(
         ("pan left", "zoom in", "move right", "grow", "snow", "flicker", "still"), 1, ("pan right", "zoom out", "move up"), 1
     ),

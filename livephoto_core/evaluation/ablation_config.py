@@ -1,0 +1,132 @@
+"""What an ablation study is: read from a TOML or YAML file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import read_config
+from ..config import AdapterConfig, Parts, from_dict
+from ..errors import LivePhotoError
+from ..training.config import RunConfig, read_values, run_from_dict
+from .ablation_arms import ARMS, Arm
+from .suite import PLANS
+
+# what every run gets from the study
+GIVEN = ("base", "out", "start_adapter", "adapter", "seed")
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """A study: every arm is trained from the same base and starting adapter on the same clips, steps and seeds.
+
+    `training`: the phases of a run, one after the other, each as in a file for `livephoto train` without GIVEN. The starting
+    adapter is the checkpoint `start_adapter`, or a new one with the config `adapter`, drawn anew for each seed and alike in all
+    arms. `work` is the folder of the runs. `arms` are names of ARMS. `steps`, `cfg` and `batch` are those of sampling. More than
+    one of `processes` train on a CPU; one takes the GPU if there is one. `dino` and `clip` are folders of weights for the paper's
+    scores.
+    """
+
+    base: str
+    work: str
+    training: tuple[dict[str, Any], ...]
+    start_adapter: str = ""
+    adapter: AdapterConfig | None = None
+    seeds: tuple[int, ...] = (0, 1)
+    arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
+    suite: str = "full"
+    steps: int = 20
+    cfg: float = 1.5
+    batch: int = 8
+    processes: int = 1
+    dino: str = ""
+    clip: str = ""
+
+    @property
+    def chosen(self) -> tuple[Arm, ...]:
+        """The arms of this study, in the table's order."""
+        return tuple(arm for arm in ARMS if arm.name in self.arms)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What the runs in a work folder have in common, as plain values."""
+        values = {name: getattr(self, name) for name in ("base", "training", "start_adapter")}
+        adapter = None if self.adapter is None else asdict(self.adapter)
+        return json.loads(json.dumps({**values, "adapter": adapter}))
+
+
+def load_ablations(path: str | Path) -> Ablations:
+    """A study from a .toml, .yaml or .yml file, checked.
+
+    Raises:
+        LivePhotoError: no such file, an unknown name or a value that cannot be, named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LivePhotoError(f"there is no study {path}: name a .toml or .yaml file such as benchmarks/ablations/demo.yaml")
+    values = read_values(path)
+    known = [field.name for field in fields(Ablations)]
+    if unknown := sorted(str(name) for name in values if name not in known):
+        raise LivePhotoError(f"{path} has unknown names {', '.join(unknown)}; known: {', '.join(known)}")
+    for name in ("base", "work", "training"):
+        if not values.get(name):
+            raise LivePhotoError(f"{path} names no {name}: see benchmarks/ablations/demo.yaml")
+    adapter = None if values.get("adapter") is None else from_dict(values["adapter"])
+    config = Ablations(**{**{name: _plain(name, value) for name, value in values.items()}, "adapter": adapter})
+    _check(config)
+    return config
+
+
+_LISTS = {"training": dict, "seeds": int, "arms": str}
+_KINDS = {str: "a text", int: "a whole number", float: "a number", dict: "a table of names and values"}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value of its field's kind; lists become tuples."""
+    if name in _LISTS:
+        kind = _LISTS[name]
+        if not isinstance(value, list) or not value or any(type(entry) is not kind for entry in value):
+            raise LivePhotoError(f"{name} is {value!r}; it must be a list of one or more, each {_KINDS[kind]}")
+        return tuple(value)
+    kind = type(getattr(Ablations, name, ""))
+    if kind is float and type(value) is int:
+        return float(value)
+    if name != "adapter" and type(value) is not kind:
+        raise LivePhotoError(f"{name} is {value!r}; it must be {_KINDS[kind]}")
+    return value
+
+
+def _check(config: Ablations) -> None:
+    if bool(config.start_adapter) == (config.adapter is not None):
+        raise LivePhotoError("a study needs start_adapter, a checkpoint, or adapter, the config of a new one; not both")
+    start = read_config(config.start_adapter) if config.start_adapter else config.adapter
+    if start.parts != Parts():
+        raise LivePhotoError(f"the starting adapter lacks {', '.join(start.parts.missing)}: the arms must start from a whole one")
+    if unknown := sorted(set(config.arms) - {arm.name for arm in ARMS}):
+        raise LivePhotoError(f"unknown arms {', '.join(unknown)}; known: {', '.join(arm.name for arm in ARMS)}")
+    if config.suite not in PLANS:
+        raise LivePhotoError(f"unknown suite {config.suite!r}: choose one of {', '.join(PLANS)}")
+    for name in ("steps", "cfg", "batch", "processes"):
+        if getattr(config, name) < 1:
+            raise LivePhotoError(f"{name} is {getattr(config, name)}; use 1 or more")
+    for number, phase in enumerate(config.training, 1):
+        if given := sorted(set(phase) & set(GIVEN)):
+            raise LivePhotoError(f"training {number} has {', '.join(given)}: the study sets that for each run, leave it out")
+        for seed in config.seeds:
+            run_of(phase, config.base, config.work, "adapter", seed)
+
+
+def run_values(phase: dict[str, Any], base: str, out: str, start_adapter: str, seed: int) -> dict[str, Any]:
+    """A phase of a run as a file for `livephoto train` has it."""
+    return {**phase, "base": base, "out": out, "start_adapter": start_adapter, "seed": seed}
+
+
+def run_of(phase: dict[str, Any], base: str, out: str, start_adapter: str, seed: int) -> RunConfig:
+    """The same as `livephoto train` reads it.
+
+    Raises:
+        LivePhotoError: what that refuses.
+    """
+    return run_from_dict(run_values(phase, base, out, start_adapter, seed))

@@ -1,0 +1,184 @@
+"""The table of an ablation study: each arm's figures, their differences from the full model scene by scene, and the seeds apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import atomic_parts
+from .ablation_arms import FULL, Arm
+from .ablation_config import Ablations
+from .ablations import Measured
+from .bench_figures import ASKED, level_error
+from .figures import spearman
+from .plots import INK, new_plot, save_plot
+from .report import Figure, mean_figure, to_json
+from .scoring import LevelRow
+from .suite import WORDINGS
+
+# {scene: value} of one arm and one seed
+Scenes = dict[str, float]
+
+
+def scene_values(report: dict[str, Any]) -> dict[str, Scenes]:
+    """{figure: its value on each scene} out of MotionBench's report on one arm; what has no value on a scene is left out."""
+    clips, levels = report["clips"], [LevelRow(**row) for row in report["levels"]]
+    figures = {}
+    for wording in WORDINGS:
+        figures[f"text right, {wording} wording"] = _scene_means([c for c in clips if c["wording"] == wording], _is_right)
+    for name, key in (("first frame, dB", "first"), ("identity, dB", "identity"), ("adjacent frames, SSIM", "adjacent_ssim")):
+        figures[name] = _scene_means(clips, lambda clip, key=key: clip[key])
+    for name in clips[0]["scores"] if clips else ():
+        figures[name] = _scene_means(clips, lambda clip, name=name: clip["scores"][name])
+    # a clip that is the same at every level follows none
+    figures["level, Spearman a clip"] = {r.scene: float(np.nan_to_num(spearman(ASKED, r.dissimilarity))) for r in levels}
+    errors = {r.scene: level_error(r, np.abs, r.reachable) for r in levels}
+    figures["level, error"] = {scene: error for scene, error in errors.items() if np.isfinite(error)}
+    return {name: values for name, values in figures.items() if values}
+
+
+def _is_right(clip: dict[str, Any]) -> float:
+    return float(clip["seen"] == clip["motion"])
+
+
+def _scene_means(clips: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float | None]) -> Scenes:
+    scenes: dict[str, list[float]] = {}
+    for clip in clips:
+        if (number := value(clip)) is not None:
+            scenes.setdefault(clip["scene"], []).append(number)
+    return {scene: float(np.mean(values)) for scene, values in scenes.items()}
+
+
+def over_seeds(seeds: Sequence[dict[str, Scenes]]) -> dict[str, Scenes]:
+    """Each figure's value on each scene, as the mean over the seeds that have it."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for figures in seeds:
+        for name, scenes in figures.items():
+            for scene, value in scenes.items():
+                found.setdefault(name, {}).setdefault(scene, []).append(value)
+    return {name: {scene: float(np.mean(values)) for scene, values in scenes.items()} for name, scenes in found.items()}
+
+
+def difference(arm: Scenes, full: Scenes) -> Figure:
+    """Mean over the scenes that both have of arm minus full, with its interval over scenes."""
+    return mean_figure([arm[scene] - full[scene] for scene in arm if scene in full])
+
+
+def build_ablations(config: Ablations, measured: Sequence[Measured]) -> dict[str, Any]:
+    """The study's figures and what they were made from; plain data.
+
+    Intervals are over scenes, of the means over seeds: they tell nothing of how much another seed would differ, which each seed's
+    own figures show.
+    """
+    found: dict[Arm, dict[int, dict[str, Scenes]]] = {}
+    for one in measured:
+        found.setdefault(one.arm, {})[one.seed] = scene_values(one.report)
+    joint = {arm: over_seeds(list(seeds.values())) for arm, seeds in found.items()}
+    full = next((figures for arm, figures in joint.items() if arm.name == FULL), {})
+    return {
+        "suite": measured[0].report["suite"],
+        "settings": _settings(config),
+        "seeds": list(config.seeds),
+        "arms": [_row(arm, joint[arm], full, seeds) for arm, seeds in found.items()],
+    }
+
+
+def _row(arm: Arm, figures: dict[str, Scenes], full: dict[str, Scenes], seeds: dict[int, dict[str, Scenes]]) -> dict[str, Any]:
+    compared = {} if figures is full else {name: difference(figures[name], full[name]) for name in figures if name in full}
+    return {
+        **asdict(arm),
+        "figures": {name: asdict(mean_figure(list(scenes.values()))) for name, scenes in figures.items()},
+        "minus full": {name: asdict(figure) for name, figure in compared.items()},
+        "by seed": {str(seed): {name: _mean(scenes) for name, scenes in found.items()} for seed, found in seeds.items()},
+    }
+
+
+def _mean(scenes: Scenes) -> float:
+    return float(np.mean(list(scenes.values())))
+
+
+def _settings(config: Ablations) -> dict[str, Any]:
+    """The study's values; paths by their last part alone, so that a report tells nothing of the machine."""
+    phases = []
+    for phase in config.training:
+        data = phase.get("data", {})
+        paths = {name: Path(data[name]).name for name in ("path", "csv", "cache") if name in data}
+        phases.append({**phase, "data": {**data, **paths}})
+    names = {"base": Path(config.base).name, "start_adapter": Path(config.start_adapter).name}
+    return {**config.fixed, **names, "training": phases, "steps": config.steps, "cfg": config.cfg}
+
+
+def ablations_markdown(report: dict[str, Any]) -> str:
+    """The figures as Markdown tables."""
+    suite, arms = report["suite"], report["arms"]
+    names = list(dict.fromkeys(name for arm in arms for name in arm["figures"]))
+    seeds = ", ".join(map(str, report["seeds"]))
+    head = [f"| arm | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    lines = [
+        f"MotionBench {suite['version']}, suite `{suite['plan']}` `{suite['fingerprint']}`; seeds {seeds}",
+        "",
+        "Means over scenes and seeds, with 95 % intervals over scenes:",
+        "",
+        *head,
+        *(f"| {arm['name']} | {' | '.join(_cell(arm['figures'].get(name)) for name in names)} |" for arm in arms),
+    ]
+    compared = [arm for arm in arms if arm["minus full"]]
+    if compared:
+        lines += ["", "Minus full, scene by scene; bold where the interval leaves out 0:", "", *head]
+        for arm in compared:
+            lines.append(f"| {arm['name']} | {' | '.join(_cell(arm['minus full'].get(name), True) for name in names)} |")
+    lines += ["", "Each seed:", "", f"| arm | seed | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+    for arm in arms:
+        for seed, found in arm["by seed"].items():
+            cells = (f"{found[name]:.3f}" if name in found else "" for name in names)
+            lines.append(f"| {arm['name']} | {seed} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(figure: dict[str, float] | None, signed: bool = False) -> str:
+    if figure is None:
+        return ""
+    sign = "+" if signed else ""
+    text = f"{figure['value']:{sign}.3f} ({figure['low']:{sign}.3f} to {figure['high']:{sign}.3f})"
+    clear = signed and (figure["low"] > 0 or figure["high"] < 0)
+    return f"**{text}**" if clear else text
+
+
+def write_ablations(config: Ablations, measured: Sequence[Measured], out: str | Path) -> str:
+    """Write report.json, report.md and ablations.svg and .png into a folder, beside what else is in it; returns the tables.
+
+    Raises:
+        LivePhotoError: the folder cannot be written.
+    """
+    report = build_ablations(config, measured)
+    text = ablations_markdown(report)
+    with atomic_parts(out) as folder:
+        (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+        (folder / "report.md").write_text(text, encoding="utf-8")
+        save_plot(_plot(report), folder / "ablations")
+    return text
+
+
+def _plot(report: dict[str, Any]):
+    """A panel a figure: each arm's mean with its interval, and its seeds as dots."""
+    arms = report["arms"]
+    names = [name for name in arms[0]["figures"] if name != "adjacent frames, SSIM"]
+    figure, axes = new_plot(2 + 2.1 * len(names), 1 + 0.32 * len(arms), len(names))
+    for axis, name in zip(axes, names, strict=True):
+        for place, arm in enumerate(arms):
+            if name not in arm["figures"]:
+                continue
+            found = arm["figures"][name]
+            axis.plot([found["low"], found["high"]], [place, place], color=INK, linewidth=2)
+            axis.plot(found["value"], place, "s", color=INK, markersize=5)
+            dots = [values[name] for values in arm["by seed"].values() if name in values]
+            axis.plot(dots, [place] * len(dots), "o", color="crimson", markersize=3)
+        axis.set_title(name, fontsize=8)
+        axis.set_yticks(range(len(arms)), [arm["name"] for arm in arms] if axis is axes[0] else [])
+        axis.invert_yaxis()
+        axis.tick_params(labelsize=7)
+    return figure

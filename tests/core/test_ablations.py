@@ -1,0 +1,230 @@
+"""The ablation study end to end: a few arms of a tiny base trained for two steps, measured, reported, and gone on with."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from livephoto_core.checkpoint import load_adapter, read_config
+from livephoto_core.cli import main
+from livephoto_core.config import Parts
+from livephoto_core.demo.base import adapter_config, new_unet
+from livephoto_core.errors import LivePhotoError
+from livephoto_core.evaluation import ablations
+from livephoto_core.evaluation import suite as suites
+from livephoto_core.evaluation.ablation_arms import ARMS, TRAINED, leave_out
+from livephoto_core.evaluation.ablation_config import Ablations, load_ablations
+from livephoto_core.evaluation.ablation_report import ablations_markdown, build_ablations, over_seeds
+from livephoto_core.evaluation.ablations import Measured
+from livephoto_core.evaluation.suite import Plan
+from livephoto_core.training.cache import EncodedClip, cache_stream
+
+FRAMES, CLIPS = 12, 12
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablations") / "cache"
+    generator = torch.Generator().manual_seed(0)
+    clips = (
+        EncodedClip(
+            torch.randn(FRAMES, 12, 16, 16, generator=generator),
+            torch.randn(256, 24, generator=generator),
+            (16, 16),
+            float(s),
+            f"camera pans {('left', 'right')[i % 2]}",
+        )
+        for i, s in enumerate(np.linspace(0.3, 0.999, CLIPS))
+    )
+    cache_stream(folder, clips)
+    return folder
+
+
+@pytest.fixture
+def photo_folder(tmp_path):
+    from skimage import data
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(data.coffee()).resize((160, 107)).save(folder / "coffee.png")
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path, cache_folder, tiny_base_folder, tiny_adapter_file):
+    """A study's file; keyword arguments replace values."""
+    adapter = {**asdict(read_config(tiny_adapter_file)), "frames": FRAMES, "ssim_thresholds": ()}
+
+    def write(**values):
+        phase = {
+            "data": {"kind": "cache", "path": str(cache_folder), "held_out": 1},
+            "freeze_base": False,
+            "steps": 2,
+            "batch": 2,
+            "frames_per_clip": 2,
+            "learning_rate": 1e-3,
+            "save_every": 1,
+            "validate_every": 0,
+        }
+        config = {
+            "base": str(tiny_base_folder),
+            "work": str(tmp_path / "work"),
+            "training": [phase],
+            "adapter": adapter,
+            "seeds": [0],
+            "arms": ["full", "prior off", "reference latent only"],
+            "suite": "tiny",
+            "steps": 1,
+            "cfg": 1.0,
+            **values,
+        }
+        path = tmp_path / "study.yaml"
+        path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def tiny_plan(monkeypatch):
+    monkeypatch.setitem(suites.PLANS, "tiny", Plan(("still",), 1, ("pan right",), 1))
+
+
+def weights(path):
+    return load_adapter(path).state_dict()
+
+
+def test_the_study(study, photo_folder, tmp_path, capsys):
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "demo.yaml").touch()
+
+    def run(path):
+        return main(["bench", "ablations", str(path), "--photos", str(photo_folder), "-o", str(out), "--device", "cpu"])
+
+    assert run(study()) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["ablations.png", "ablations.svg", "demo.yaml", "report.json", "report.md"]
+    printed = capsys.readouterr().out
+    assert "| reference latent only |" in printed and "Minus full" in printed
+    report = json.loads((out / "report.json").read_text())
+    assert [arm["name"] for arm in report["arms"]] == ["full", "reference latent only", "prior off"]
+    assert str(tmp_path) not in json.dumps(report)
+    for arm in report["arms"]:
+        assert {"text right, wrong wording", "first frame, dB", "level, Spearman a clip"} <= set(arm["figures"])
+        assert list(arm["by seed"]) == ["0"] and bool(arm["minus full"]) == (arm["name"] != "full")
+    work = tmp_path / "work"
+    full, bare = (work / name / "seed-0" / "phase-1" / "adapter.safetensors" for name in ("full", "reference-latent-only"))
+    assert read_config(full).parts == Parts() and len(read_config(bare).parts.missing) == 4
+    # the arms start alike and are trained apart
+    start, start_bare = (weights(path.parent.parent / "start.safetensors") for path in (full, bare))
+    assert all(torch.equal(value, start[name]) for name, value in start_bare.items()) and len(start_bare) < len(start)
+    assert any(not torch.equal(value, start[name]) for name, value in weights(full).items())
+    # without the photo's trace in the noise the clips are others
+    clips = {arm: json.loads((work / "full" / "seed-0" / f"{arm}.json").read_text())["clips"] for arm in ("full", "prior-off")}
+    assert clips["full"] != clips["prior-off"]
+    # what is finished is kept, a new seed is added, and another study is refused
+    trained, measured = full.stat().st_mtime_ns, (work / "full" / "seed-0" / "full.json").stat().st_mtime_ns
+    assert run(study(seeds=[0, 1], arms=["full"])) == 0
+    assert full.stat().st_mtime_ns == trained and (work / "full" / "seed-0" / "full.json").stat().st_mtime_ns == measured
+    assert list(json.loads((out / "report.json").read_text())["arms"][0]["by seed"]) == ["0", "1"]
+    other = weights(work / "full" / "seed-1" / "start.safetensors")
+    assert any(not torch.equal(value, start[name]) for name, value in other.items())
+    capsys.readouterr()
+    assert run(study(base=str(tmp_path / "elsewhere"))) == 2
+    assert "holds runs with another base" in capsys.readouterr().err
+
+
+def test_a_stopped_training_goes_on(study, tmp_path, monkeypatch):
+    config = load_ablations(study(arms=["full"]))
+    train = ablations.train
+
+    def killed(path, resume):
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({**values, "steps": 1}))
+        train(path, resume)
+        (path.with_suffix("") / "adapter.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablations, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ablations.train_arm(config, "full", 0)
+    stopped = weights(ablations.train_arm(config, "full", 0).adapter)
+    unbroken = weights(ablations.train_arm(replace(config, work=str(tmp_path / "again")), "full", 0).adapter)
+    assert all(torch.equal(value, unbroken[name]) for name, value in stopped.items())
+
+
+def test_the_demos_study_starts_from_the_demos_adapter():
+    config = load_ablations(Path(__file__).parents[2] / "benchmarks" / "ablations" / "demo.yaml")
+    assert config.adapter == adapter_config(new_unet())
+    assert config.chosen == ARMS and len(config.seeds) >= 2
+    assert [phase["frames_per_clip"] for phase in config.training] == [2, 2, 0]
+
+
+def test_arms_are_those_of_the_paper():
+    assert {arm.trained for arm in ARMS} == set(TRAINED)
+    missing = {name: parts.missing for name, parts in TRAINED.items()}
+    assert missing["full"] == () and missing["without re-weighting"] == ("reweight",)
+    assert missing["without intensity"] == ("intensity",) and missing["without content encoder"] == ("content",)
+    assert {arm.name: arm.prior for arm in ARMS if arm.trained == "full"} == {
+        "full": 1,
+        "prior off": 0,
+        "prior x0.5": 0.5,
+        "prior x2": 2,
+        "prior x5": 5,
+    }
+
+
+def test_leaving_out_what_is_missing_already(tiny_adapter_file, tmp_path):
+    path = tmp_path / "bare.safetensors"
+    leave_out(tiny_adapter_file, Parts(content=False), path)
+    whole = weights(tiny_adapter_file)
+    assert all(torch.equal(value, whole[name]) for name, value in weights(path).items())
+    with pytest.raises(LivePhotoError, match="has no content"):
+        leave_out(path, Parts(reweight=False), tmp_path / "other.safetensors")
+
+
+def clip(scene, seen, wording="trained"):
+    row = dict.fromkeys(("first", "identity", "adjacent_ssim"), 20.0)
+    return {**row, "scene": scene, "wording": wording, "motion": "snow", "seen": seen, "scores": {}}
+
+
+def test_figures_over_seeds_and_against_the_full_model():
+    suite = {"version": 1, "plan": "tiny", "fingerprint": "x"}
+    seen = {("full", 0): "snow snow rain", ("full", 1): "snow snow snow", ("prior off", 0): "snow rain rain"}
+    arms, measured = {arm.name: arm for arm in ARMS}, []
+    for (name, seed), words in seen.items():
+        clips = [clip(str(scene), word) for scene, word in enumerate(words.split())]
+        measured.append(Measured(arms[name], seed, {"suite": suite, "clips": clips, "levels": []}))
+    report = build_ablations(Ablations("base", "work", ({},), seeds=(0, 1)), measured)
+    full, off = report["arms"]
+    name = "text right, trained wording"
+    assert full["figures"][name]["value"] == pytest.approx(2.5 / 3) and full["figures"][name]["count"] == 3
+    assert full["by seed"]["0"][name] == pytest.approx(2 / 3) and full["by seed"]["1"][name] == 1
+    assert off["minus full"][name]["value"] == pytest.approx((0 - 1 - 0.5) / 3)
+    assert "| prior off | -0.500 (-1.000 to +0.000) |" in ablations_markdown(report)
+    assert over_seeds([{"a": {"x": 1.0}}, {"a": {"x": 3.0, "y": 5.0}}]) == {"a": {"x": 2.0, "y": 5.0}}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"colour": 1}, "unknown names colour"),
+        ({"training": []}, "names no training"),
+        ({"training": [{"seed": 3}]}, "leave it out"),
+        ({"training": [{"steps": 0, "data": {"kind": "cache", "path": "x"}}]}, "steps is 0"),
+        ({"seeds": ["one"]}, "seeds is"),
+        ({"arms": ["half"]}, "unknown arms half; known: full"),
+        ({"suite": "huge"}, "unknown suite"),
+        ({"adapter": None}, "needs start_adapter"),
+        ({"adapter": {"parts": {"content": False}}}, "lacks content"),
+        ({"cfg": 0}, "cfg is 0"),
+    ],
+)
+def test_mistakes_are_named(study, values, words):
+    with pytest.raises(LivePhotoError, match=words):
+        load_ablations(study(**values))
