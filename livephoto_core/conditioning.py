@@ -16,7 +16,7 @@ class ClipCondition:
     """What the adapter needs to know of a batch of clips.
 
     latent: reference latents [B, C, h, w], scaled as the UNet's latents are.
-    tokens: patch tokens of the reference photos [B, rows * columns, D], without the class token.
+    tokens: patch tokens of the reference photos [B, rows * columns, D], without the class token; [1, ...] for one photo in all.
     grid: (rows, columns) of the tokens.
     levels: motion intensity [B, F], 1..10, a level for each frame.
     places: the frames' numbers [F] in the clip of `length` frames they were taken from; None for a whole clip.
@@ -45,7 +45,8 @@ class ClipCondition:
         """The same clips `times` over, as a batch for classifier-free guidance has them."""
         return ClipCondition(
             repeat(self.latent, "b c h w -> (t b) c h w", t=times),
-            repeat(self.tokens, "b n d -> (t b) n d", t=times),
+            # every frame looks at them on its own, so that one photo need not be there twice
+            self.tokens if len(self.tokens) == 1 else repeat(self.tokens, "b n d -> (t b) n d", t=times),
             self.grid,
             repeat(self.levels, "b f -> (t b) f", t=times),
             self.places,

@@ -1,4 +1,7 @@
-"""Binds the adapter to diffusers' UNet2DConditionModel by forward hooks; the UNet itself stays as it is."""
+"""Binds the adapter to diffusers' UNet2DConditionModel by forward hooks and, for the text, attention processors.
+
+After `detach` the UNet is as it was.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .conditioning import ClipCondition, check_condition, stem_channels
 from .config import BaseShape
+from .diffusers_text import TextOnce, keep_text
 from .errors import LivePhotoError
 from .fit import check_fit
 from .model.adapter import LivePhotoAdapter
@@ -49,6 +53,9 @@ class DiffusersHost:
     Use as a context manager, or call `attach` and `detach`. Between them set a condition with `conditioned`, then call the UNet
     with frames in the batch dimension, clip by clip: sample [(b f), C, h, w], text [(b f), L, D].
 
+    Without gradients, the keys and values of a text are kept from call to call while the condition stays: give the same tensor
+    at each step, and set the condition again after changing it or the UNet's weights.
+
     image_strength scales stem and content attention, motion_strength the motion modules; 1 is as trained.
     """
 
@@ -59,6 +66,7 @@ class DiffusersHost:
         self.unet, self.adapter = unet, adapter
         self.image_strength, self.motion_strength = image_strength, motion_strength
         self._handles: list[Any] = []
+        self._texts: list[TextOnce] = []
         self._condition: ClipCondition | None = None
         self._photo: dict[str, KeysValues] = {}
 
@@ -84,13 +92,16 @@ class DiffusersHost:
             self._hook(self._motion_host(name), self._motion_hook(name))
         for name in self.adapter.content.names:
             for block in self.unet.get_submodule(name).transformer_blocks:
+                self._texts += filter(None, [keep_text(block.attn2)])
                 self._handles.append(block.attn2.register_forward_hook(self._content_hook(name), with_kwargs=True))
 
     def detach(self) -> None:
-        """Take every hook off again: the UNet computes what it did before."""
+        """Take every hook and processor off again: the UNet computes what it did before."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        for text in self._texts:
+            text.give_way()
+        self._handles, self._texts = [], []
 
     @contextmanager
     def conditioned(self, condition: ClipCondition) -> Iterator[None]:
@@ -100,12 +111,18 @@ class DiffusersHost:
             yield
         finally:
             self._condition, self._photo = None, {}
+            self._forget_text()
 
     def condition(self, condition: ClipCondition) -> None:
         """As `conditioned`, until the next call; training needs it, where the backward pass runs the hooks again."""
         check_condition(condition, self.adapter.config)
         self._condition = condition
         self._photo = self.adapter.photo_keys_values(condition.tokens, condition.grid)
+        self._forget_text()
+
+    def _forget_text(self) -> None:
+        for text in self._texts:
+            text.forget()
 
     def _hook(self, name: str, function: Callable) -> None:
         self._handles.append(self.unet.get_submodule(name).register_forward_hook(function))

@@ -287,6 +287,9 @@ def _photo(host: Host, chunks: int, like: torch.Tensor) -> dict[str, KeysValues]
     key = like.device, like.dtype
     if key not in host.photos:
         host.photos[key] = host.adapter.photo_keys_values(host.reference.tokens.to(like), host.reference.grid)
+    # one photo serves all conds: no place looks at what another one does
+    if len(host.latent) == 1:
+        return host.photos[key]
     if (chunks, *key) not in host.photos:
         host.photos[(chunks, *key)] = {
             site: KeysValues(*(repeat(part, "b ... -> (t b) ...", t=chunks) for part in (kv.keys, kv.values)))

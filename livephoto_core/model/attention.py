@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+# CUDA's attention kernels take no more heads at once
+MOST_HEADS = 2**16 - 1
+
 
 def heads_first(x: torch.Tensor, heads: int) -> torch.Tensor:
     """[B, N, heads * d] -> [B, heads, N, d]."""
@@ -15,3 +18,13 @@ def heads_first(x: torch.Tensor, heads: int) -> torch.Tensor:
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Scaled dot-product attention of [B, heads, N, d] queries onto [B, heads, M, d] -> [B, N, heads * d]."""
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+
+
+def attend_over_frames(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, frames: int, heads: int) -> torch.Tensor:
+    """Attention over the frames of each place: [(b f), N, heads * d] three times -> [(b f), N, heads * d].
+
+    The places count as further heads, so that no tensor is copied; a sequence for each place would take all four apart.
+    """
+    parts = [rearrange(x, "(b f) n (h d) -> b (n h) f d", f=frames, h=heads).split(MOST_HEADS, dim=1) for x in (q, k, v)]
+    done = [F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)]
+    return rearrange(done[0] if len(done) == 1 else torch.cat(done, 1), "b (n h) f d -> (b f) n (h d)", h=heads)

@@ -44,22 +44,27 @@ def rope_angles(positions: torch.Tensor, head_width: int) -> torch.Tensor:
         if pairs > 1
         else torch.ones(1, device=positions.device)
     )
-    return rearrange(positions[..., None] * turns * 2 * math.pi, "... a p -> ... (a p)")
+    return rearrange(positions[..., None] * (turns * 2 * math.pi), "... a p -> ... (a p)")
 
 
 def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """[B, heads, N, d] with its halves turned as pairs by angles [N, d / 2], or [B, heads, N, d / 2] for each head."""
+    """[..., d] with its halves turned as pairs by angles [..., d / 2]."""
     cos, sin = angles.cos().to(x), angles.sin().to(x)
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return torch.cat(
+        [torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(first * sin, second, cos)],
+        dim=-1,
+    )
 
 
 def affine_offsets(fields: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Offsets [..., N, 2] at places [N, 2] in 0..1 from fields [..., N, 2, 3]: a constant and a slope down and across.
+    """Offsets [..., N, heads, 2] at places [N, 2] in 0..1 from fields [..., N, heads, 3, 2]: a constant, a slope down, one across.
 
     Slopes count from the middle of the picture to its edge.
     """
-    return fields[..., 0] + (fields[..., 1:] * (2 * places - 1)[:, None]).sum(-1)
+    down, across = (2 * places - 1)[:, None, :, None].unbind(2)
+    constant, slope_down, slope_across = fields.unbind(-2)
+    return torch.addcmul(torch.addcmul(constant, slope_down, down), slope_across, across)
 
 
 class ContentAttention(nn.Module):
@@ -95,12 +100,12 @@ class ContentAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, grid: tuple[int, int], image: KeysValues) -> torch.Tensor:
         """The residual to add: [(b f), N, C] hidden states of a grid of N places -> the same shape; b as in `image`."""
-        clips = image.keys.shape[0]
-        q = heads_first(self.to_q(x), self.heads)
+        q = rearrange(self.to_q(x), "n p (h d) -> n p h d", h=self.heads)
         if self.positions == "rope":
             places = grid_positions(*grid, device=q.device)
-            fields = rearrange(self.to_offset(x).float(), "n p (h o a) -> n h p a o", h=self.heads, a=2)
-            q = rotate(q, rope_angles(places + OFFSET_UNIT * affine_offsets(fields, places), self.head_width))
-        q = rearrange(q, "(b f) h n d -> b h (f n) d", b=clips)
+            fields = rearrange(self.to_offset(x).float(), "n p (h o a) -> n p h o a", h=self.heads, a=2)
+            moved = places[:, None] + OFFSET_UNIT * affine_offsets(fields, places)
+            q = rotate(q, rope_angles(moved, self.head_width))
+        q = rearrange(q, "(b f) p h d -> b h (f p) d", b=len(image.keys))
         out = self.to_out(attend(q, image.keys.to(q), image.values.to(q)))
-        return rearrange(out, "b (f n) c -> (b f) n c", n=x.shape[1])
+        return rearrange(out, "b (f p) c -> (b f) p c", p=x.shape[1])

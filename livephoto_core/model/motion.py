@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import nn
 
-from .attention import attend, heads_first
+from .attention import attend_over_frames
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
@@ -24,19 +24,19 @@ def sinusoids(length: int, width: int) -> torch.Tensor:
 
 
 class PositionTable(nn.Module):
-    """Adds the table's rows `places` [F] to [N, F, width]; the first F rows where none are given."""
+    """Adds the table's rows `places` [F] to a clip's frames [(b F), N, width]; the first F rows where none are given."""
 
     def __init__(self, length: int, width: int):
         super().__init__()
         self.register_buffer("pe", sinusoids(length, width))
 
-    def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
-        rows = self.pe[:, : x.shape[1]] if places is None else self.pe[:, places]
-        return x + rows.to(x)
+    def forward(self, x: torch.Tensor, frames: int, places: torch.Tensor | None = None) -> torch.Tensor:
+        rows = self.pe[0, :frames] if places is None else self.pe[0, places]
+        return x + repeat(rows.to(x), "f c -> (b f) 1 c", b=len(x) // frames)
 
 
 class TemporalAttention(nn.Module):
-    """Self-attention over frames: [N, F, width] -> [N, F, width]."""
+    """Self-attention over the frames at each place: [(b f), N, width] -> [(b f), N, width]."""
 
     def __init__(self, width: int, heads: int, max_frames: int, operations: Any = nn):
         super().__init__()
@@ -47,10 +47,9 @@ class TemporalAttention(nn.Module):
         self.to_out = nn.ModuleList([operations.Linear(width, width)])
         self.pos_encoder = PositionTable(max_frames, width)
 
-    def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
-        x = self.pos_encoder(x, places)
-        q, k, v = (heads_first(layer(x), self.heads) for layer in (self.to_q, self.to_k, self.to_v))
-        return self.to_out[0](attend(q, k, v))
+    def forward(self, x: torch.Tensor, frames: int, places: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.pos_encoder(x, frames, places)
+        return self.to_out[0](attend_over_frames(self.to_q(x), self.to_k(x), self.to_v(x), frames, self.heads))
 
 
 class GEGLU(nn.Module):
@@ -91,14 +90,18 @@ class TemporalBlock(nn.Module):
         self.ff = FeedForward(width, operations)
         self.ff_norm = operations.LayerNorm(width)
 
-    def forward(self, x: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, frames: int, places: torch.Tensor | None = None) -> torch.Tensor:
         for norm, attention in zip(self.norms, self.attention_blocks, strict=True):
-            x = x + attention(norm(x), places)
+            x = x + attention(norm(x), frames, places)
         return x + self.ff(self.ff_norm(x))
 
 
 class TemporalTransformer(nn.Module):
-    """A spatial feature map turned into one sequence of frames a place, and back."""
+    """Transformer blocks over the frames of a feature map.
+
+    Frames stay in the batch dimension, clip by clip: only attention looks across them, and a map in channels-last memory need
+    not be moved at all.
+    """
 
     def __init__(
         self,
@@ -121,12 +124,11 @@ class TemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, x: torch.Tensor, frames: int, places: torch.Tensor | None = None) -> torch.Tensor:
-        height, width = x.shape[2:]
-        x = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=frames)
-        x = self.proj_in(x)
+        height = x.shape[2]
+        x = self.proj_in(rearrange(self.norm(x), "n c h w -> n (h w) c"))
         for block in self.transformer_blocks:
-            x = block(x, places)
-        return rearrange(self.proj_out(x), "(b h w) f c -> (b f) c h w", h=height, w=width)
+            x = block(x, frames, places)
+        return rearrange(self.proj_out(x), "n (h w) c -> n c h w", h=height)
 
 
 class MotionModule(nn.Module):

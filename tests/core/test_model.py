@@ -53,6 +53,13 @@ def test_repeated_condition_is_the_same_clips_again(tiny_condition):
     assert torch.equal(twice.levels, condition.levels[[0, 1, 0, 1]])
 
 
+def test_one_photo_is_not_repeated(tiny_condition):
+    """Its keys and values are the same for guidance's two halves."""
+    condition = tiny_condition()
+    assert condition.repeated(2).tokens is condition.tokens
+    assert len(condition.repeated(2).latent) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
@@ -89,9 +96,9 @@ def test_sinusoids_are_the_usual_ones(width):
 
 def test_position_table_adds_the_frames_own_rows():
     table = PositionTable(8, 6)
-    x = torch.zeros(3, 2, 6)
-    assert torch.equal(table(x), table.pe[:, :2].expand(3, 2, 6))
-    assert torch.equal(table(x, torch.tensor([3, 7])), table.pe[:, [3, 7]].expand(3, 2, 6))
+    x = torch.zeros(4, 3, 6)
+    assert torch.equal(table(x, 2), table.pe[0, [0, 1, 0, 1], None].expand(4, 3, 6))
+    assert torch.equal(table(x, 2, torch.tensor([3, 7])), table.pe[0, [3, 7, 3, 7], None].expand(4, 3, 6))
 
 
 def motion_module(speaking=True):
