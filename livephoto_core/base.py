@@ -34,7 +34,7 @@ _SINGLE_FILE_PREFIXES = {
 
 @dataclass
 class Base:
-    """A Stable Diffusion v1.5 model in its parts, in evaluation mode, float32, without gradients.
+    """A Stable Diffusion v1.5 model in its parts, in evaluation mode, float32 as it is loaded, without gradients.
 
     `schedule` and `prediction_type` ("epsilon" or "v_prediction") are those it was trained with. `image_encoder` is a
     Dinov2Model, None where neither the folder nor the caller gave one.
@@ -52,11 +52,11 @@ class Base:
     def device(self) -> torch.device:
         return next(self.unet.parameters()).device
 
-    def to(self, device: torch.device | str) -> Base:
-        """Move every part; returns itself."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Base:
+        """Move every part, and cast it where a dtype is given; returns itself. Latents and pictures stay float32 outside of it."""
         for part in (self.vae, self.text_encoder, self.unet, self.image_encoder):
             if part is not None:
-                part.to(device)
+                part.to(device, dtype)
         return self
 
 
@@ -131,8 +131,8 @@ def encode_photo(base: Base, frames: torch.Tensor) -> torch.Tensor:
 
 def encode_pictures(vae: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
     """Pictures [N, 3, S, S], 0..1, as latents [N, C, S / factor, S / factor] in the UNet's scale (the posterior's mean)."""
-    pictures = pictures.to(next(vae.parameters()).device)
-    return vae.encode(2 * pictures - 1).latent_dist.mean * vae.config.scaling_factor
+    pictures = pictures.to(next(vae.parameters()))
+    return vae.encode(2 * pictures - 1).latent_dist.mean.float() * vae.config.scaling_factor
 
 
 def decode(base: Base, latents: torch.Tensor, slice: int = 8) -> torch.Tensor:
@@ -142,8 +142,8 @@ def decode(base: Base, latents: torch.Tensor, slice: int = 8) -> torch.Tensor:
 
 def decode_latents(vae: nn.Module, latents: torch.Tensor, slice: int = 8) -> torch.Tensor:
     """Latents [N, C, h, w] in the UNet's scale as pictures [N, 3, S, S], 0..1; `slice` at a time, which bounds memory."""
-    parts = (latents / vae.config.scaling_factor).split(slice)
-    return torch.cat([(vae.decode(part).sample / 2 + 0.5).clamp(0, 1) for part in parts])
+    parts = (latents / vae.config.scaling_factor).to(next(vae.parameters())).split(slice)
+    return torch.cat([(vae.decode(part).sample.float() / 2 + 0.5).clamp(0, 1) for part in parts])
 
 
 def vae_factor(base: Base) -> int:

@@ -82,6 +82,9 @@ def _add_animate(commands) -> None:
     parser.add_argument("--frames", type=int, help="default: as the model was trained (16)")
     parser.add_argument("--steps", type=int, default=20, help="default 20")
     parser.add_argument("--cfg", type=float, help=f"guidance, 1 is none (default {SD15_CFG:g}; for the demo {DEMO_CFG:g})")
+    parser.add_argument(
+        "--sampler", default="dpmpp_2m", help="dpmpp_2m (default), or lcm for 4 to 8 steps with an LCM-LoRA, at --cfg 1 to 2"
+    )
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from, with guidance")
     parser.add_argument("--seed", type=int, default=0, help="default 0; the same seed gives the same file")
     parser.add_argument("--size", type=int, help="pixels a side, a multiple of 8 (default: as the model was trained)")
@@ -97,6 +100,9 @@ def _add_animate(commands) -> None:
     parser.add_argument("--lora", action="append", default=[], metavar="FILE", help="an SD1.5 LoRA; may be given again")
     parser.add_argument("--lora-strength", type=float, default=1.0, help="default 1")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument(
+        "--precision", default="fp32", help="fp32 (default), bf16, or on a GPU fp16: less memory and faster; frames differ a little"
+    )
     parser.set_defaults(run=_animate)
 
 
@@ -171,7 +177,13 @@ def _animate(options: argparse.Namespace) -> None:
     from .pipeline import Settings
 
     files = ModelFiles(
-        options.model, options.base, options.image_encoder, options.tokenizer, options.lora, options.lora_strength
+        options.model,
+        options.base,
+        options.image_encoder,
+        options.tokenizer,
+        options.lora,
+        options.lora_strength,
+        options.precision,
     )
     levels = [check_level(level.strip()) for level in options.intensity.split(",")]
     default_cfg = DEMO_CFG if options.model == DEMO else SD15_CFG
@@ -180,6 +192,7 @@ def _animate(options: argparse.Namespace) -> None:
         options.text,
         frames=options.frames,
         steps=options.steps,
+        sampler=options.sampler,
         cfg=default_cfg if options.cfg is None else options.cfg,
         seed=options.seed,
         size=options.size,

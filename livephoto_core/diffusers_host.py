@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .conditioning import ClipCondition, check_condition, stem_channels
 from .config import BaseShape
-from .diffusers_text import TextOnce, keep_text
+from .diffusers_text import TextOnce
 from .errors import LivePhotoError
 from .fit import check_fit
 from .model.adapter import LivePhotoAdapter
@@ -66,7 +66,8 @@ class DiffusersHost:
         self.unet, self.adapter = unet, adapter
         self.image_strength, self.motion_strength = image_strength, motion_strength
         self._handles: list[Any] = []
-        self._texts: list[TextOnce] = []
+        # made once: a compiled UNet runs on for as long as it meets the same ones
+        self._hooks, self._texts = self._all_hooks(), self._all_texts()
         self._condition: ClipCondition | None = None
         self._photo: dict[str, KeysValues] = {}
 
@@ -87,13 +88,9 @@ class DiffusersHost:
             return
         if any(isinstance(getattr(h, "__self__", None), DiffusersHost) for h in self.unet.conv_in._forward_hooks.values()):
             raise LivePhotoError("this UNet already has a LivePhoto adapter attached: detach that one first")
-        self._hook("conv_in", self._after_conv_in)
-        for name in self.adapter.motion.names:
-            self._hook(self._motion_host(name), self._motion_hook(name))
-        for name in self.adapter.content.names:
-            for block in self.unet.get_submodule(name).transformer_blocks:
-                self._texts += filter(None, [keep_text(block.attn2)])
-                self._handles.append(block.attn2.register_forward_hook(self._content_hook(name), with_kwargs=True))
+        self._handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in self._hooks]
+        for text in self._texts:
+            text.take_over()
 
     def detach(self) -> None:
         """Take every hook and processor off again: the UNet computes what it did before."""
@@ -101,7 +98,7 @@ class DiffusersHost:
             handle.remove()
         for text in self._texts:
             text.give_way()
-        self._handles, self._texts = [], []
+        self._handles = []
 
     @contextmanager
     def conditioned(self, condition: ClipCondition) -> Iterator[None]:
@@ -124,8 +121,19 @@ class DiffusersHost:
         for text in self._texts:
             text.forget()
 
-    def _hook(self, name: str, function: Callable) -> None:
-        self._handles.append(self.unet.get_submodule(name).register_forward_hook(function))
+    def _all_hooks(self) -> list[tuple[nn.Module, Callable]]:
+        """Each hook with the module that it goes behind."""
+        module = self.unet.get_submodule
+        hooks = [(module("conv_in"), self._after_conv_in)]
+        hooks += [(module(self._motion_host(name)), self._motion_hook(name)) for name in self.adapter.motion.names]
+        for name in self.adapter.content.names:
+            hook = self._content_hook(name)
+            hooks += [(block.attn2, hook) for block in module(name).transformer_blocks]
+        return hooks
+
+    def _all_texts(self) -> list[TextOnce]:
+        spatial = (self.unet.get_submodule(name) for name in self.adapter.content.names)
+        return [TextOnce(block.attn2) for transformer in spatial for block in transformer.transformer_blocks]
 
     def _motion_host(self, site: str) -> str:
         """The module after which a motion module comes: the spatial transformer where there is one, else the ResNet."""
@@ -140,7 +148,7 @@ class DiffusersHost:
             )
         return self._condition
 
-    def _after_conv_in(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+    def _after_conv_in(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
         condition = self._current()
         if condition.latent.shape[2:] != output.shape[2:]:
             raise LivePhotoError(
@@ -162,7 +170,7 @@ class DiffusersHost:
         # diffusers checkpoints a ResNet with its hooks, but of a spatial transformer only what is inside it
         uncovered = ".attentions." in self._motion_host(name)
 
-        def hook(_: nn.Module, args: tuple, output: Any) -> Any:
+        def hook(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
             condition = self._current()
             if uncovered and block.gradient_checkpointing and torch.is_grad_enabled():

@@ -18,9 +18,27 @@ class TextOnce:
     """
 
     def __init__(self, attention: nn.Module):
-        self._attention, self._default = attention, attention.processor
+        self._attention = attention
+        self._default: Any = None
         self._text: torch.Tensor | None = None
         self._keys_values: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def take_over(self) -> None:
+        """Stand in for the cross-attention's processor, if that is diffusers' default and the layer a plain one."""
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        layer = self._attention
+        norms = (layer.norm_cross, layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_k)
+        plain = not layer.residual_connection and layer.rescale_output_factor == 1 and all(norm is None for norm in norms)
+        if plain and type(layer.processor) is AttnProcessor2_0:
+            self._default = layer.processor
+            layer.set_processor(self)
+
+    def give_way(self) -> None:
+        """Put the default processor back, unless another one has been set since."""
+        self.forget()
+        if self._attention.processor is self:
+            self._attention.set_processor(self._default)
 
     def __call__(
         self,
@@ -43,22 +61,3 @@ class TextOnce:
     def forget(self) -> None:
         """Let the text, its keys and its values go."""
         self._text = self._keys_values = None
-
-    def give_way(self) -> None:
-        """Put the default processor back, unless another has been set since."""
-        if self._attention.processor is self:
-            self._attention.set_processor(self._default)
-
-
-def keep_text(attention: nn.Module) -> TextOnce | None:
-    """Let a cross-attention of the UNet keep its text; None where it computes otherwise than by diffusers' default."""
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
-    plain = (attention.norm_cross, attention.group_norm, attention.spatial_norm, attention.norm_q, attention.norm_k)
-    if type(attention.processor) is not AttnProcessor2_0 or any(norm is not None for norm in plain):
-        return None
-    if attention.residual_connection or attention.rescale_output_factor != 1:
-        return None
-    processor = TextOnce(attention)
-    attention.set_processor(processor)
-    return processor

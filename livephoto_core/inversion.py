@@ -58,7 +58,7 @@ def invert(
     text = text.expand(len(latent), -1, -1)
     x = latent * kept[0].sqrt()
     for now, after in pairwise(timesteps.tolist()):
-        output = base.unet(x, now, encoder_hidden_states=text).sample
+        output = base.unet(x.to(text.dtype), now, encoder_hidden_states=text).sample.float()
         clean, noise = clean_and_noise(x, output, kept[now], base.prediction_type)
         x = add_noise(clean, noise, kept[after])
         if progress is not None:

@@ -31,6 +31,9 @@ from .model.reweight import apply_weights
 from .schedule import betas
 
 MIN_SIZE, MAX_SIZE = 16, 2048
+SAMPLERS = ("dpmpp_2m", "lcm")
+# of the distillation: LCM samples at some of these
+LCM_STEPS = 50
 Progress = Callable[[int, int], object]
 
 
@@ -39,6 +42,7 @@ class Settings:
     """What a clip is made from, beside the photo.
 
     `frames` and `size` (pixels a side) of None mean the checkpoint's. `cfg` 1 samples without guidance, in half the time.
+    `sampler` is "dpmpp_2m", or "lcm" for 4 to 8 steps of a base with an LCM-LoRA (arXiv 2311.05556).
     `prior_start` and `prior_end` are the shares of the inverted photo in the first and the last frame's noise; both 0: none.
     `reweight`, `image_strength` and `motion_strength` are 1 as trained, 0 is off.
     """
@@ -57,6 +61,7 @@ class Settings:
     reweight: float = 1.0
     image_strength: float = 1.0
     motion_strength: float = 1.0
+    sampler: str = SAMPLERS[0]
 
 
 def complete(settings: Settings, config: AdapterConfig) -> Settings:
@@ -82,6 +87,7 @@ def complete(settings: Settings, config: AdapterConfig) -> Settings:
         raise LivePhotoError(f"unknown fit {settings.fit!r}; choose one of {', '.join(FITS)}")
     if not 1 <= settings.steps < config.schedule.timesteps:
         raise LivePhotoError(f"steps must be 1 to {config.schedule.timesteps - 1}, got {settings.steps}: 20 is usual")
+    check_sampler(settings.sampler, settings.steps)
     if not 0 <= settings.seed < 2**63:
         raise LivePhotoError(f"the seed must be 0 to {2**63 - 1}, got {settings.seed}")
     if not (math.isfinite(settings.cfg) and settings.cfg >= 1):
@@ -93,6 +99,18 @@ def complete(settings: Settings, config: AdapterConfig) -> Settings:
     return settings
 
 
+def check_sampler(name: str, steps: int) -> None:
+    """Refuse a sampler that is not there, or more steps than it has.
+
+    Raises:
+        LivePhotoError: names the samplers, or the most steps.
+    """
+    if name not in SAMPLERS:
+        raise LivePhotoError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+    if name == "lcm" and steps > LCM_STEPS:
+        raise LivePhotoError(f"the lcm sampler takes 1 to {LCM_STEPS} steps, got {steps}: 4 to 8 are usual")
+
+
 class LivePhoto:
     """An adapter on a base model.
 
@@ -101,8 +119,8 @@ class LivePhoto:
     """
 
     def __init__(self, base: Base, adapter: LivePhotoAdapter):
-        DiffusersHost(base.unet, adapter)
         self.base, self.adapter = base, adapter
+        self.host = DiffusersHost(base.unet, adapter)
 
     @torch.no_grad()
     def animate(self, photo: torch.Tensor, settings: Settings, progress: Progress | None = None) -> torch.Tensor:
@@ -131,8 +149,11 @@ class LivePhoto:
         levels = even_levels(settings.intensity, 1, settings.frames).to(base.device)
         condition = ClipCondition(latent, tokens, grid, levels)
         tick = _counter(progress, settings.steps * (2 if _has_prior(settings) else 1))
-        noise = self._noise(latent, settings, tick)
-        latents = self._sample(noise, condition, settings, tick)
+        generator = torch.Generator().manual_seed(settings.seed)
+        noise = self._noise(latent, settings, generator, tick)
+        self.host.image_strength, self.host.motion_strength = settings.image_strength, settings.motion_strength
+        text = self._text(settings)
+        latents = self.denoise(noise, condition, text, settings.steps, settings.cfg, settings.sampler, [generator], tick)
         return decode(base, rearrange(latents, "b f c h w -> (b f) c h w")).cpu()
 
     def _check_texts(self, settings: Settings) -> None:
@@ -144,8 +165,9 @@ class LivePhoto:
                     f"lose {shown!r}: shorten the text"
                 )
 
-    def _noise(self, latent: torch.Tensor, settings: Settings, tick: Callable[[], object]) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(settings.seed)
+    def _noise(
+        self, latent: torch.Tensor, settings: Settings, generator: torch.Generator, tick: Callable[[], object]
+    ) -> torch.Tensor:
         noise = torch.randn(1, settings.frames, *latent.shape[1:], generator=generator).to(latent)
         if not _has_prior(settings):
             return noise
@@ -160,38 +182,61 @@ class LivePhoto:
         text = encode_text(self.base, texts)
         return apply_weights(text, self.adapter.reweight(text, settings.frames), settings.reweight)
 
-    def _sample(
-        self, noise: torch.Tensor, condition: ClipCondition, settings: Settings, tick: Callable[[], object]
+    @torch.no_grad()
+    def denoise(
+        self,
+        noise: torch.Tensor,
+        condition: ClipCondition,
+        text: torch.Tensor,
+        steps: int,
+        cfg: float,
+        sampler: str,
+        generators: list[torch.Generator],
+        tick: Callable[[], object] = lambda: None,
     ) -> torch.Tensor:
-        """[1, F, C, h, w] latents out of noise."""
-        text = self._text(settings)
-        branches = len(text) // settings.frames
-        solver = sampler(self.adapter.config.schedule, self.base.prediction_type)
-        solver.set_timesteps(settings.steps)
-        host = DiffusersHost(self.base.unet, self.adapter, settings.image_strength, settings.motion_strength)
+        """The UNet's calls of a sampling, with the strengths that the host has.
+
+        Args:
+            noise: [B, F, C, h, w], float32.
+            condition: of the B clips.
+            text: [(B f), L, D], or with guidance the negative texts and the texts [(2 B f), L, D].
+            steps, cfg, sampler: as in Settings.
+            generators: one a clip, for samplers that add noise as they go.
+            tick: called after each step.
+
+        Returns:
+            latents [B, F, C, h, w], float32.
+        """
+        branches = len(text) // condition.levels.numel()
+        solver = make_sampler(sampler, self.adapter.config.schedule, self.base.prediction_type)
+        solver.set_timesteps(steps)
         x = noise
-        with host, host.conditioned(condition.repeated(branches)):
+        with self.host, self.host.conditioned(condition.repeated(branches)):
             for timestep in solver.timesteps:
-                batch = repeat(x, "1 f c h w -> (t f) c h w", t=branches)
-                output = self.base.unet(batch, timestep.to(batch.device), encoder_hidden_states=text).sample
-                output = rearrange(output, "(t f) c h w -> t 1 f c h w", t=branches)
-                output = output[0] if branches == 1 else output[0] + settings.cfg * (output[1] - output[0])
-                x = solver.step(output, timestep, x).prev_sample
+                batch = repeat(x, "b f c h w -> (t b f) c h w", t=branches).to(text.dtype)
+                output = self.base.unet(batch, timestep.to(batch.device), encoder_hidden_states=text).sample.float()
+                output = rearrange(output, "(t b f) c h w -> t b f c h w", t=branches, b=len(x))
+                output = output[0] if branches == 1 else output[0] + cfg * (output[1] - output[0])
+                x = solver.step(output, timestep, x, generator=generators).prev_sample
                 tick()
         return x
 
 
-def sampler(schedule: NoiseSchedule, prediction_type: str) -> Any:
-    """DPM-Solver++ (2M), diffusers' own, on a checkpoint's noise schedule with a base's prediction type."""
-    from diffusers import DPMSolverMultistepScheduler
+def make_sampler(name: str, schedule: NoiseSchedule, prediction_type: str) -> Any:
+    """A sampler of SAMPLERS on a checkpoint's noise schedule with a base's prediction type, as diffusers' own scheduler.
 
-    return DPMSolverMultistepScheduler(
-        num_train_timesteps=schedule.timesteps,
-        trained_betas=betas(schedule).float().numpy(),
-        prediction_type=prediction_type,
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-    )
+    "dpmpp_2m" is DPM-Solver++ (2M), "lcm" that of latent consistency models.
+    """
+    from diffusers import DPMSolverMultistepScheduler, LCMScheduler
+
+    common = {
+        "num_train_timesteps": schedule.timesteps,
+        "trained_betas": betas(schedule).float().numpy(),
+        "prediction_type": prediction_type,
+    }
+    if name == "lcm":
+        return LCMScheduler(**common, original_inference_steps=LCM_STEPS)
+    return DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
 
 
 def _has_prior(settings: Settings) -> bool:

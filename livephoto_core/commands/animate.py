@@ -98,6 +98,8 @@ def _record(photo: str | Path, runs: list[Settings], files: ModelFiles) -> dict:
         "base": DEMO if files.base is None else Path(files.base).name,
         "livephoto": __version__,
     }
+    if files.precision != "fp32":
+        record["precision"] = files.precision
     if files.loras:
         record.update(loras=[Path(lora).name for lora in files.loras], lora_strength=files.lora_strength)
     return record

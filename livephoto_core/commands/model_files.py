@@ -10,6 +10,7 @@ from ..config import AdapterConfig
 from ..errors import LivePhotoError
 
 DEMO = "demo"
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
 
 
@@ -17,7 +18,7 @@ DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
 class ModelFiles:
     """Files of a model: adapter checkpoint and base, and what stands in for parts of the base or is added to it.
 
-    `adapter` is "demo" or a checkpoint; the demo brings its base along.
+    `adapter` is "demo" or a checkpoint; the demo brings its base along. `precision` is one of PRECISIONS.
     """
 
     adapter: str | Path = DEMO
@@ -26,6 +27,7 @@ class ModelFiles:
     tokenizer: str | Path | None = None
     loras: Sequence[str | Path] = ()
     lora_strength: float = 1.0
+    precision: str = "fp32"
 
     @property
     def adapter_path(self) -> Path:
@@ -94,14 +96,20 @@ def load_model(files: ModelFiles, device: str):
     """The whole model as a pipeline.LivePhoto on a device.
 
     Raises:
-        LivePhotoError: a missing, damaged or unfitting file, or a device that is not there.
+        LivePhotoError: a missing, damaged or unfitting file, a device that is not there, or a precision that it lacks.
     """
+    import torch
+
     from ..checkpoint import load_adapter
     from ..pipeline import LivePhoto
 
+    if files.precision not in PRECISIONS or (files.precision == "fp16" and device == "cpu"):
+        known = ", ".join(name for name in PRECISIONS if name != "fp16" or device != "cpu")
+        raise LivePhotoError(f"the precision {files.precision!r} is not for the device {device!r}: choose one of {known}")
+    dtype = getattr(torch, PRECISIONS[files.precision])
     adapter = load_adapter(files.adapter_path)
     base = load_model_base(files)
     try:
-        return LivePhoto(base.to(device), adapter.to(device))
+        return LivePhoto(base.to(device, dtype), adapter.to(device, dtype))
     except (RuntimeError, AssertionError) as error:
         raise LivePhotoError(f"cannot use the device {device!r} ({str(error).splitlines()[0]}): try --device cpu") from error

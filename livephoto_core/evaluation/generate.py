@@ -10,10 +10,9 @@ from einops import rearrange, repeat
 
 from ..base import decode, encode_photo, encode_text, photo_tokens
 from ..conditioning import ClipCondition
-from ..diffusers_host import DiffusersHost
 from ..inversion import PRIOR_END, PRIOR_START, invert, prior_noise
 from ..model.reweight import apply_weights
-from ..pipeline import LivePhoto, sampler
+from ..pipeline import SAMPLERS, LivePhoto, check_sampler
 
 # photos [B, 3, S, S], texts, levels, seeds -> clips [B, F, 3, S, S] in 0..1 on the CPU
 Generate = Callable[[torch.Tensor, Sequence[str], Sequence[float], Sequence[int]], torch.Tensor]
@@ -27,6 +26,10 @@ class BatchSampling:
     cfg: float = 1.5
     prior_start: float = PRIOR_START
     prior_end: float = PRIOR_END
+    sampler: str = SAMPLERS[0]
+
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler, self.steps)
 
 
 def batch_generator(model: LivePhoto, sampling: BatchSampling) -> Generate:
@@ -41,24 +44,16 @@ def batch_generator(model: LivePhoto, sampling: BatchSampling) -> Generate:
         wanted = repeat(torch.tensor(levels, dtype=torch.float32), "b -> b f", f=config.frames).to(base.device)
         condition = ClipCondition(latent, tokens, grid, wanted)
         shape = (1, config.frames, *latent.shape[1:])
-        noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(latent)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(latent)
         if sampling.prior_start > 0 or sampling.prior_end > 0:
             inverted = invert(base, latent, base.schedule, sampling.steps, encode_text(base, [""]))
             noise = prior_noise(noise, inverted, sampling.prior_start, sampling.prior_end)
         branches = 1 if sampling.cfg == 1 else 2
         text = encode_text(base, [*[""] * len(texts) * (branches - 1), *texts])
         text = apply_weights(text, adapter.reweight(text, config.frames))
-        solver = sampler(config.schedule, base.prediction_type)
-        solver.set_timesteps(sampling.steps)
-        host = DiffusersHost(base.unet, adapter)
-        x = noise
-        with host, host.conditioned(condition.repeated(branches)):
-            for timestep in solver.timesteps:
-                batch = repeat(x, "b f c h w -> (t b f) c h w", t=branches)
-                output = base.unet(batch, timestep.to(batch.device), encoder_hidden_states=text).sample
-                output = rearrange(output, "(t b f) c h w -> t b f c h w", t=branches, b=len(x))
-                output = output[0] if branches == 1 else output[0] + sampling.cfg * (output[1] - output[0])
-                x = solver.step(output, timestep, x).prev_sample
+        model.host.image_strength = model.host.motion_strength = 1.0
+        x = model.denoise(noise, condition, text, sampling.steps, sampling.cfg, sampling.sampler, generators)
         frames = decode(base, rearrange(x, "b f c h w -> (b f) c h w"))
         return rearrange(frames, "(b f) c h w -> b f c h w", b=len(x)).cpu()
 

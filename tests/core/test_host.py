@@ -4,6 +4,7 @@ import dataclasses
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from livephoto_core.conditioning import ClipCondition
 from livephoto_core.config import AdapterConfig
@@ -130,6 +131,75 @@ def test_photo_is_projected_once_for_all_frames_and_steps(tiny_unet, tiny_adapte
             call(tiny_unet, inputs(2))
     watch.remove()
     assert sizes == [(2, 6, 16)]
+
+
+def watched_text(unet):
+    """A list that gets the shape of each text projected to keys."""
+    shapes, site = [], unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    site.to_k.register_forward_hook(lambda module, arguments, output: shapes.append(tuple(arguments[0].shape)))
+    return shapes
+
+
+def test_text_is_projected_once_for_all_steps(tiny_unet, tiny_adapter, tiny_condition):
+    shapes, (sample, _, text) = watched_text(tiny_unet), inputs()
+    host, other = DiffusersHost(tiny_unet, tiny_adapter), text.flip(0)
+    with host, host.conditioned(tiny_condition()):
+        kept = [call(tiny_unet, (sample, step, text)) for step in (300, 200, 100)]
+        assert len(shapes) == 1
+        turned = call(tiny_unet, (sample, 100, other))
+        assert len(shapes) == 2
+    for step, output in zip((300, 200, 100), kept, strict=True):
+        assert torch.equal(with_adapter(tiny_unet, tiny_adapter, tiny_condition(), (sample, step, text)), output)
+    assert torch.equal(with_adapter(tiny_unet, tiny_adapter, tiny_condition(), (sample, 100, other)), turned)
+
+
+def test_kept_text_goes_with_the_condition(tiny_unet, tiny_adapter, tiny_condition):
+    """Weights may change between two samplings of the same text."""
+    shapes, arguments = watched_text(tiny_unet), inputs()
+    host = DiffusersHost(tiny_unet, tiny_adapter)
+    with host:
+        with host.conditioned(tiny_condition()):
+            before = call(tiny_unet, arguments)
+        with torch.no_grad():
+            tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight.mul_(1.5)
+        with host.conditioned(tiny_condition()):
+            after = call(tiny_unet, arguments)
+    assert len(shapes) == 2
+    assert not torch.equal(before, after)
+
+
+def test_text_is_never_kept_with_gradients(tiny_unet, tiny_adapter, tiny_condition):
+    """The text re-weighter learns through it."""
+    shapes, (sample, step, text) = watched_text(tiny_unet), inputs()
+    text.requires_grad_()
+    host = DiffusersHost(tiny_unet, tiny_adapter.requires_grad_(False))
+    with host, host.conditioned(tiny_condition()):
+        for _ in range(2):
+            tiny_unet(sample, step, text).sample.sum().backward()
+    assert len(shapes) == 2
+    assert text.grad.abs().max() > 0
+
+
+class Doubled(AttnProcessor2_0):
+    """Another library's processor."""
+
+    def __call__(self, *arguments, **named):
+        return 2 * super().__call__(*arguments, **named)
+
+
+def test_processors_of_others_stay(tiny_unet, tiny_adapter, tiny_condition):
+    before = dict(tiny_unet.attn_processors)
+    plain = with_adapter(tiny_unet, tiny_adapter, tiny_condition(), inputs())
+    assert tiny_unet.attn_processors == before
+    tiny_unet.set_attn_processor(Doubled())
+    processors = dict(tiny_unet.attn_processors)
+    assert (with_adapter(tiny_unet, tiny_adapter, tiny_condition(), inputs()) - plain).abs().max() > 1e-3
+    assert tiny_unet.attn_processors == processors
+    host = DiffusersHost(tiny_unet, tiny_adapter)
+    tiny_unet.set_attn_processor(AttnProcessor2_0())
+    with host:
+        tiny_unet.set_attn_processor(processors)
+    assert tiny_unet.attn_processors == processors
 
 
 def test_frames_of_a_longer_clip(tiny_unet, tiny_adapter, tiny_condition):

@@ -8,7 +8,9 @@ from einops import rearrange, repeat
 
 from livephoto_core.conditioning import check_condition, even_levels, frame_embedding, stem_channels
 from livephoto_core.errors import LivePhotoError
+from livephoto_core.model import attention
 from livephoto_core.model.adapter import LivePhotoAdapter
+from livephoto_core.model.attention import attend_over_frames
 from livephoto_core.model.content import OFFSET_UNIT, ContentAttention, grid_positions, rope_angles, rotate
 from livephoto_core.model.motion import MotionModule, PositionTable, sinusoids
 from livephoto_core.model.reweight import START_WEIGHT_LOGIT, TextReweighter, apply_weights
@@ -141,6 +143,13 @@ def test_motion_module_knows_the_frames_places():
     module, x = motion_module(), torch.randn(8, 16, 2, 2)
     assert torch.equal(module(x, 8, torch.arange(8)), module(x, 8))
     assert (module(x[:2], 2, torch.tensor([0, 7])) - module(x[:2], 2)).abs().max() > 1e-3
+
+
+def test_more_places_than_a_cuda_kernel_takes(monkeypatch):
+    q, k, v = (torch.randn(6, 5, 8) for _ in range(3))
+    whole = attend_over_frames(q, k, v, frames=3, heads=2)
+    monkeypatch.setattr(attention, "MOST_HEADS", 4)
+    assert torch.allclose(attend_over_frames(q, k, v, frames=3, heads=2), whole, atol=1e-6)
 
 
 def test_grid_positions_are_cell_centres_row_by_row():

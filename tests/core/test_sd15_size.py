@@ -12,7 +12,7 @@ from livephoto_core.config import AdapterConfig
 from livephoto_core.diffusers_host import DiffusersHost
 from livephoto_core.model.adapter import LivePhotoAdapter
 from livephoto_core.model.reweight import apply_weights
-from livephoto_core.pipeline import sampler
+from livephoto_core.pipeline import make_sampler
 from livephoto_core.training.model import Batch, TrainingModel
 
 pytestmark = pytest.mark.slow
@@ -89,7 +89,7 @@ def test_full_size_trains_and_samples_a_step():
     model.host.detach()
     adapter.zero_grad()
 
-    solver = sampler(schedule, "epsilon")
+    solver = make_sampler("dpmpp_2m", schedule, "epsilon")
     solver.set_timesteps(20)
     x = torch.randn(1, FRAMES, 4, SIDE, SIDE)
     host = DiffusersHost(unet, adapter)
