@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from .errors import LivePhotoError
 
@@ -20,6 +20,8 @@ WINDOW = 7
 # (K * data range)^2 with K1 = 0.01, K2 = 0.03 and a range of 1, as in Wang et al. 2004 and scikit-image.
 _C1 = 0.01**2
 _C2 = 0.03**2
+# 1 MB: what a core's cache holds, with what is computed of it
+_CACHED_VALUES = 2**18
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -48,19 +50,10 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
             f"SSIM needs pictures of {WINDOW}x{WINDOW} pixels or more, got {a.shape[-1]}x{a.shape[-2]}; "
             "use larger pictures"
         )
-    a, b = a.float(), b.float()
-    # Variances do not change with a shift; around zero, E[x^2] - E[x]^2 loses no digits on bright flat pictures.
-    shift = (a.mean((-2, -1), keepdim=True) + b.mean((-2, -1), keepdim=True)) / 2
-    a, b = a - shift, b - shift
-    mean_a, mean_b = _window_mean(a), _window_mean(b)
-    pixels = WINDOW * WINDOW
-    to_sample = pixels / (pixels - 1)
-    covariance = to_sample * (_window_mean(a * b) - mean_a * mean_b)
-    variances = to_sample * (_window_mean(a * a + b * b) - (mean_a * mean_a + mean_b * mean_b))
-    mean_a, mean_b = mean_a + shift, mean_b + shift
-    luminance = (2 * mean_a * mean_b + _C1) / (mean_a * mean_a + mean_b * mean_b + _C1)
-    structure = (2 * covariance + _C2) / (variances + _C2)
-    return (luminance * structure).mean((1, 2, 3))
+    # a CPU is fastest on parts that stay in its cache, a GPU on all at once
+    pairs = max(1, _CACHED_VALUES // a[0].numel()) if a.device.type == "cpu" else len(a)
+    parts = [_ssim(*part) for part in zip(a.float().split(pairs), b.float().split(pairs), strict=True)]
+    return torch.cat(parts) if len(parts) != 1 else parts[0]
 
 
 def clip_ssim(frames: Tensor) -> Tensor:
@@ -168,9 +161,29 @@ def check_level(value: float | str) -> float:
     return number
 
 
+def _ssim(a: Tensor, b: Tensor) -> Tensor:
+    # Variances do not change with a shift; around zero, E[x^2] - E[x]^2 loses no digits on bright flat pictures.
+    shift = (a.mean((-2, -1), keepdim=True) + b.mean((-2, -1), keepdim=True)) / 2
+    a, b = a - shift, b - shift
+    mean_a, mean_b = _window_mean(a), _window_mean(b)
+    pixels = WINDOW * WINDOW
+    to_sample = pixels / (pixels - 1)
+    covariance = to_sample * (_window_mean(a * b) - mean_a * mean_b)
+    variances = to_sample * (_window_mean(a * a + b * b) - (mean_a * mean_a + mean_b * mean_b))
+    mean_a, mean_b = mean_a + shift, mean_b + shift
+    luminance = (2 * mean_a * mean_b + _C1) / (mean_a * mean_a + mean_b * mean_b + _C1)
+    structure = (2 * covariance + _C2) / (variances + _C2)
+    return (luminance * structure).mean((1, 2, 3))
+
+
 def _window_mean(x: Tensor) -> Tensor:
-    # Rows then columns: 14 additions a pixel in place of 49.
-    return avg_pool2d(avg_pool2d(x, (WINDOW, 1), stride=1), (1, WINDOW), stride=1)
+    # Rows then columns, and seven pixels as four and two and one: 8 additions a pixel in place of 49.
+    for dim in (-2, -1):
+        size = x.shape[dim]
+        two = x.narrow(dim, 0, size - 1) + x.narrow(dim, 1, size - 1)
+        four = two.narrow(dim, 0, size - 3) + two.narrow(dim, 2, size - 3)
+        x = four.narrow(dim, 0, size - 6) + two.narrow(dim, 4, size - 6) + x.narrow(dim, 6, size - 6)
+    return x / WINDOW**2
 
 
 def _check_ssim(ssim: float) -> float:

@@ -198,7 +198,7 @@ def test_processors_of_others_stay(tiny_unet, tiny_adapter, tiny_condition):
     host = DiffusersHost(tiny_unet, tiny_adapter)
     tiny_unet.set_attn_processor(AttnProcessor2_0())
     with host:
-        tiny_unet.set_attn_processor(processors)
+        tiny_unet.set_attn_processor(dict(processors))
     assert tiny_unet.attn_processors == processors
 
 
