@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .conditioning import ClipCondition, check_condition, stem_channels
-from .config import BaseShape
+from .config import BaseShape, content_sites
 from .diffusers_text import TextOnce
 from .errors import LivePhotoError
 from .fit import check_fit
@@ -132,7 +132,7 @@ class DiffusersHost:
         return hooks
 
     def _all_texts(self) -> list[TextOnce]:
-        spatial = (self.unet.get_submodule(name) for name in self.adapter.content.names)
+        spatial = (self.unet.get_submodule(name) for name in content_sites(self.adapter.config.base))
         return [TextOnce(block.attn2) for transformer in spatial for block in transformer.transformer_blocks]
 
     def _motion_host(self, site: str) -> str:

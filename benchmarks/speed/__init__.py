@@ -1,0 +1,1 @@
+"""Speed and memory beside other systems: `python -m benchmarks.speed --help`."""

@@ -1,0 +1,87 @@
+"""Training: the project's step against a plain loop over diffusers' UNetMotionModel, on the same random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange, repeat
+from torch import nn
+
+from livephoto_core.base import encode_pictures
+from livephoto_core.conditioning import even_levels
+from livephoto_core.config import NoiseSchedule
+from livephoto_core.schedule import add_noise, alphas_cumprod
+from livephoto_core.training.model import Batch, TrainingModel
+
+from .systems import TEXT_TOKENS, TEXT_WIDTH, Case, Encoders, make_adapter, make_motion_unet, make_unet
+
+TRAININGS = ("plain loop", "plain loop, cached latents", "livephoto")
+VOCABULARY = 1000
+
+
+def _text_encoder(case: Case) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_attention_heads=12,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return CLIPTextModel(config).to(case.device, case.dtype).eval().requires_grad_(False)
+
+
+def _step(trained: list[nn.Parameter], loss: Callable[[], torch.Tensor]) -> Callable[[], float]:
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+
+    def step() -> float:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def make_training(name: str, case: Case) -> Callable[[], object]:
+    """An optimizer step on one clip, as a function without arguments.
+
+    The base is frozen. "plain loop" encodes the clip's frames with the VAE in each step, as public AnimateDiff trainers do, and
+    trains the motion modules; "livephoto" reads latents and image tokens as from its cache, and trains all of the adapter.
+    """
+    state, adapter, text_encoder = make_unet(case).state_dict(), make_adapter(case), _text_encoder(case)
+    side, like = case.size // 8, {"device": case.device, "dtype": case.dtype}
+    latents, noise = (torch.randn(1, case.frames, 4, side, side, **like) for _ in range(2))
+    ids = torch.randint(3, VOCABULARY, (1, TEXT_TOKENS), device=case.device)
+    times = torch.tensor([500], device=case.device)
+    if name == "livephoto":
+        adapter.requires_grad_(True)
+        model = TrainingModel(make_unet(case, state), adapter, text_encoder, NoiseSchedule(), "epsilon", freeze_base=True)
+        content = adapter.config.content
+        rows = content.image_size // content.patch_size
+        tokens = torch.randn(1, rows * rows, content.token_width, **like)
+        levels = even_levels(5, 1, case.frames).to(case.device)
+        batch = Batch(latents, noise, times, ids, tokens, (rows, rows), levels, None, case.frames)
+        model.to(case.device).train()
+        return _step(list(model.trained().values()), lambda: model(batch).mean())
+    unet = make_motion_unet(case, state, adapter).train()
+    trained = [p for name, p in unet.named_parameters() if ".motion_modules." in name]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    kept = alphas_cumprod(NoiseSchedule()).to(case.device)[times][:, None, None, None, None]
+    frames = torch.rand(case.frames, 3, case.size, case.size, **like)
+    vae = None if "cached" in name else Encoders(case).vae
+
+    def loss() -> torch.Tensor:
+        clean = latents
+        with torch.no_grad():
+            if vae is not None:
+                clean = rearrange(encode_pictures(vae, frames), "f c h w -> 1 f c h w").to(latents)
+            text = repeat(text_encoder(ids).last_hidden_state, "b l d -> (b f) l d", f=case.frames)
+        noisy = add_noise(clean, noise, kept).to(latents)
+        output = unet(rearrange(noisy, "b f c h w -> b c f h w"), times, text).sample
+        return (rearrange(output, "b c f h w -> b f c h w").float() - noise).square().mean()
+
+    return _step(trained, loss)
