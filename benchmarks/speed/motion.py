@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 from livephoto_core.intensity import clip_ssim
@@ -19,8 +21,7 @@ def measure_ssim(size: int, frames: int, device: str, rounds: int) -> dict:
     pictures = [picture.permute(1, 2, 0).cpu().numpy() for picture in clip]
 
     def loop() -> float:
-        pairs = zip(pictures[:-1], pictures[1:], strict=True)
-        values = [float(structural_similarity(a, b, channel_axis=-1, data_range=1.0)) for a, b in pairs]
+        values = [float(structural_similarity(a, b, channel_axis=-1, data_range=1.0)) for a, b in pairwise(pictures)]
         return sum(values) / len(values)
 
     seconds = by_turns({"scikit-image": loop, "livephoto": lambda: clip_ssim(clip)}, rounds, device)

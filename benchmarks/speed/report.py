@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from livephoto_core.config import BaseShape
+
 from .systems import NAMES
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -11,7 +13,7 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 def case_name(case: dict[str, Any]) -> str:
     """A case in a few words."""
-    thin = "" if case["channels"] == [320, 640, 1280, 1280] else f", widths {'/'.join(map(str, case['channels']))}"
+    thin = "" if tuple(case["channels"]) == BaseShape().block_channels else f", widths {'/'.join(map(str, case['channels']))}"
     return f"{case['size']}x{case['size']}x{case['frames']}, cfg {case['cfg']:g}, {PRECISIONS[case['precision']]}{thin}"
 
 

@@ -18,6 +18,17 @@ def test_ksampler_calls_the_livephoto_unet(results, demo, replay):
     assert replay(found, base.unet, None) > 0.01
 
 
+def test_few_steps_by_lcm(results, demo, replay):
+    """ComfyUI's LCM sampling goes through Apply LivePhoto: its fifty noise levels, on the checkpoint's schedule."""
+    found, (base, adapter) = results("few_steps"), demo
+    assert "LCM" in found["kinds"]
+    assert found["levels"] == 50
+    assert torch.allclose(found["most"], found["own most"])
+    assert found["chunks"] == [[0]] * 4
+    assert torch.isfinite(found["latents"]).all()
+    assert replay(found, base.unet, adapter) < 1e-4
+
+
 def test_sampler_custom_advanced_gives_what_ksampler_gives(results):
     assert torch.equal(results("random_noise")["latents"], results("ksampler_recorded")["latents"])
 

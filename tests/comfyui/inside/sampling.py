@@ -9,6 +9,7 @@ from typing import Any
 import comfy.samplers
 import torch
 from comfy_extras import nodes_custom_sampler as custom
+from comfy_extras import nodes_model_advanced
 from kit import FRAMES, apply, case, demo, node, part, prompts, recorded, recording, reference, refused, text
 
 import nodes
@@ -50,6 +51,17 @@ def advanced(noise: Any) -> torch.Tensor:
 def ksampler_recorded() -> dict[str, Any]:
     clone, calls = recorded(apply())
     return {"latents": ksampler(clone), **recording(calls, reference())}
+
+
+@case
+def few_steps() -> dict[str, Any]:
+    """As with an LCM-LoRA: ModelSamplingDiscrete before Apply LivePhoto, the sampler lcm."""
+    distilled = nodes_model_advanced.ModelSamplingDiscrete().patch(demo().model, "lcm", False)[0]
+    model, calls = recorded(apply(distilled))
+    sampling, own = model.get_model_object("model_sampling"), demo().model.get_model_object("model_sampling")
+    latents = nodes.KSampler().sample(model, SEED, STEPS, 1.0, "lcm", "sgm_uniform", *prompts(), empty())[0]["samples"]
+    found = {"kinds": [kind.__name__ for kind in type(sampling).__mro__], "levels": len(sampling.sigmas)}
+    return {**found, "most": sampling.sigmas[-1], "own most": own.sigmas[-1], "latents": latents, **recording(calls, reference())}
 
 
 @case
