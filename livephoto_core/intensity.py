@@ -38,22 +38,30 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         [N], float32, at most 1.
 
     Raises:
+        LivePhotoError: as `check_pairs`.
+    """
+    check_pairs(a, b)
+    # a CPU is fastest on parts that stay in its cache, a GPU on all at once
+    pairs = max(1, _CACHED_VALUES // a.shape[1:].numel()) if a.device.type == "cpu" else max(1, len(a))
+    parts = [_ssim(*part) for part in zip(a.float().split(pairs), b.float().split(pairs), strict=True)]
+    return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+
+def check_pairs(a: Tensor, b: Tensor) -> None:
+    """Refuse pictures whose motion cannot be measured pair by pair.
+
+    Raises:
         LivePhotoError: the shapes differ, are not [N, C, H, W], or a side is shorter than 7 pixels.
     """
     if a.ndim != 4 or a.shape != b.shape:
         raise LivePhotoError(
-            f"SSIM compares two batches [N, C, H, W] of one shape, got {list(a.shape)} and {list(b.shape)}; "
+            f"motion is measured between two batches [N, C, H, W] of one shape, got {list(a.shape)} and {list(b.shape)}; "
             "bring the pictures to the same size"
         )
     if min(a.shape[-2:]) < WINDOW:
         raise LivePhotoError(
-            f"SSIM needs pictures of {WINDOW}x{WINDOW} pixels or more, got {a.shape[-1]}x{a.shape[-2]}; "
-            "use larger pictures"
+            f"motion needs pictures of {WINDOW}x{WINDOW} pixels or more, got {a.shape[-1]}x{a.shape[-2]}; use larger pictures"
         )
-    # a CPU is fastest on parts that stay in its cache, a GPU on all at once
-    pairs = max(1, _CACHED_VALUES // a[0].numel()) if a.device.type == "cpu" else len(a)
-    parts = [_ssim(*part) for part in zip(a.float().split(pairs), b.float().split(pairs), strict=True)]
-    return torch.cat(parts) if len(parts) != 1 else parts[0]
 
 
 def clip_ssim(frames: Tensor) -> Tensor:

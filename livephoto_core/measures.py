@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import LivePhotoError
-from .intensity import clip_ssim, ssim
+from .intensity import check_pairs, clip_ssim, ssim
 
 GREY = (0.299, 0.587, 0.114)
 # what 1 - similarity is called
@@ -29,6 +29,7 @@ def similarity(a: Tensor, b: Tensor, measure: str) -> Tensor:
     Raises:
         LivePhotoError: the shapes differ or are too small, or the measure's package is not installed.
     """
+    check_pairs(a, b)
     return _SIMILARITIES[measure](a, b)
 
 

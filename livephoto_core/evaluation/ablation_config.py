@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoint import read_config
 from ..config import AdapterConfig, Parts, from_dict
 from ..errors import LivePhotoError
-from ..training.config import RunConfig, read_values, run_from_dict
+from ..training.config import RunConfig, check_measure, read_values, run_from_dict
 from .ablation_arms import ARMS, Arm
 from .suite import PLANS
 
@@ -115,7 +115,7 @@ def _check(config: Ablations) -> None:
         if given := sorted(set(phase) & set(GIVEN)):
             raise LivePhotoError(f"training {number} has {', '.join(given)}: the study sets that for each run, leave it out")
         for seed in config.seeds:
-            run_of(phase, config.base, config.work, "adapter", seed)
+            check_measure(run_of(phase, config.base, config.work, "adapter", seed).data, start)
 
 
 def run_values(phase: dict[str, Any], base: str, out: str, start_adapter: str, seed: int) -> dict[str, Any]:

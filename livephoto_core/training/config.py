@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ class DataConfig:
     the level is measured: "frames", or their VAE "reconstruction", which a small VAE needs, since it is what a user will see. A
     "cache" that knows on what its levels were measured overrules it; the checkpoint keeps it.
 
-    `intensity_measure` says by what the level is measured: "ssim" (the paper's), "mse" or "flow" (measures.py). A level then asks
-    for as much of that measure; the checkpoint keeps it. The clips of a "cache" measured otherwise are measured again, as the VAE
-    restores them, into the folder `cache` (OUT/cache if it is empty).
+    `intensity_measure` says by what the level is measured: "ssim" (the paper's), "mse" or "flow" (measures.py); empty: as the
+    adapter says, "ssim" where that says nothing. It may name no other than the adapter's. A level then asks for as much of that
+    measure; the checkpoint keeps it. The clips of a "cache" measured otherwise are measured again, as the VAE restores them, into
+    the folder `cache` (OUT/cache if it is empty).
 
     A run may learn from a part of the clips: those of `least_level` or more whose caption has one of `words` (none: any caption).
     A small model that sees a few strong motions first tells left from right in hundreds of steps instead of thousands.
@@ -33,7 +34,7 @@ class DataConfig:
     cache: str = ""
     held_out: int = 32
     intensity_from: str = "frames"
-    intensity_measure: str = "ssim"
+    intensity_measure: str = ""
     least_level: int = 1
     words: tuple[str, ...] = ()
 
@@ -107,7 +108,10 @@ def run_from_dict(values: dict[str, Any]) -> RunConfig:
         raise LivePhotoError("the training config has start_adapter and adapter: leave adapter out, the checkpoint has its own")
     run = _build(RunConfig, values, "")
     _check(run)
-    return run
+    if run.start_adapter or {"intensity_measure", "ssim_thresholds"} & set(values.get("adapter", {})):
+        return run
+    # a new adapter that says nothing of its levels
+    return replace(run, adapter=replace(run.adapter, intensity_measure=run.data.intensity_measure or "ssim"))
 
 
 def check_frames(frames_per_clip: int, frames: int) -> None:
@@ -118,6 +122,19 @@ def check_frames(frames_per_clip: int, frames: int) -> None:
     """
     if frames_per_clip and not 2 <= frames_per_clip <= frames:
         raise LivePhotoError(f"frames_per_clip is {frames_per_clip}; use 0 for all, or 2 to {frames}")
+
+
+def check_measure(data: DataConfig, config: AdapterConfig) -> None:
+    """Refuse clips measured by another measure than the adapter's levels are of.
+
+    Raises:
+        LivePhotoError: names both.
+    """
+    if data.intensity_measure not in ("", config.intensity_measure):
+        raise LivePhotoError(
+            f"data.intensity_measure is {data.intensity_measure!r}, the adapter's levels are of {config.intensity_measure!r}: "
+            "leave data.intensity_measure out, or give an adapter with that measure"
+        )
 
 
 def _build(kind: type, values: Any, where: str) -> Any:
@@ -226,7 +243,8 @@ def _check_data(data: DataConfig) -> None:
     if data.kind not in ("folder", "webdataset", "cache"):
         raise LivePhotoError(f"data.kind is {data.kind!r}; use 'folder', 'webdataset' or 'cache'")
     check_intensity_source("data.intensity_from", data.intensity_from)
-    check_intensity_measure("data.intensity_measure", data.intensity_measure)
+    if data.intensity_measure:
+        check_intensity_measure("data.intensity_measure", data.intensity_measure)
     if data.held_out < 0:
         raise LivePhotoError(f"data.held_out is {data.held_out}; use 0 or more")
     if not 1 <= data.least_level <= 10:

@@ -30,7 +30,7 @@ from ..intensity import calibrate, level
 from ..model.adapter import LivePhotoAdapter
 from .batches import Batches
 from .cache import CachedClips, EncodedClip, Manifest, cache_stream, check_made_from, made_from_of, read_manifest
-from .config import DataConfig, RunConfig, check_frames, load_run
+from .config import DataConfig, RunConfig, check_frames, check_measure, load_run
 from .encode import encode_sample
 from .model import TrainingModel
 from .remeasure import remeasure
@@ -65,15 +65,15 @@ def encoding_of(base: Base, config: AdapterConfig) -> dict[str, Any]:
     }
 
 
-def origin_of(run: RunConfig, source: FolderSource | ShardSource) -> dict[str, Any]:
-    """Which clips a cache is of: the data section's values, and names, sizes and times of the CSV or the shards."""
+def origin_of(run: RunConfig, config: AdapterConfig, source: FolderSource | ShardSource) -> dict[str, Any]:
+    """Which clips a cache is of: the data section's values, the measure, and names, sizes and times of the CSV or the shards."""
     files = [source.csv] if isinstance(source, FolderSource) else source.shards
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return {
         "data.kind": run.data.kind,
         "data.path": str(Path(run.data.path).resolve()),
         "data.intensity_from": run.data.intensity_from,
-        "data.intensity_measure": run.data.intensity_measure,
+        "data.intensity_measure": config.intensity_measure,
         "the CSV" if run.data.kind == "folder" else "the shards": hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16],
     }
 
@@ -88,7 +88,7 @@ def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, 
 
     window = Window(config.frames, config.frame_stride, config.size)
     source = open_source(run.data.path, window, run.data.kind, run.data.csv or None)
-    made_from = {**origin_of(run, source), **encoding_of(base, config)}
+    made_from = {**origin_of(run, config, source), **encoding_of(base, config)}
     manifest = read_manifest(folder) or Manifest()
     if not manifest.made_from and any(folder.glob("clips-*.safetensors")):
         raise LivePhotoError(
@@ -122,7 +122,7 @@ def encoded(
             yield item
         else:
             yield encode_sample(
-                item, base.vae, base.image_encoder, config.content, data.intensity_from, data.intensity_measure
+                item, base.vae, base.image_encoder, config.content, data.intensity_from, config.intensity_measure
             )
 
 
@@ -149,7 +149,8 @@ def adapter_config_of(run: RunConfig) -> AdapterConfig:
     """The config of the adapter that a run trains, without its weights.
 
     Raises:
-        LivePhotoError: a checkpoint or a motion module that cannot be read, or a schedule or number of frames that do not fit.
+        LivePhotoError: a checkpoint or a motion module that cannot be read, or a schedule, a number of frames or a measure that do
+            not fit.
     """
     config = read_config(run.start_adapter) if run.start_adapter else run.adapter
     if run.motion_modules:
@@ -161,6 +162,7 @@ def adapter_config_of(run: RunConfig) -> AdapterConfig:
         if not run.start_adapter and config.motion == MotionShape():
             config = replace(config, motion=motion_shape_of(run.motion_modules))
     check_frames(run.frames_per_clip, config.frames)
+    check_measure(run.data, config)
     return config
 
 
@@ -230,20 +232,18 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     if run.data.kind == "cache":
         given = Path(run.data.path)
         check_made_from(given, made_from_of(given), encoding_of(base, config))
-        if made_from_of(given)["data.intensity_measure"] == run.data.intensity_measure:
+        if made_from_of(given)["data.intensity_measure"] == config.intensity_measure:
             folder = given
         else:
-            in_first_process(lambda device: remeasure(given, folder, base, run.data.intensity_measure, device))
+            in_first_process(lambda device: remeasure(given, folder, base, config.intensity_measure, device))
     else:
         in_first_process(lambda device: fill_cache(run, base, config, folder, device))
     clips = CachedClips(folder)
     check_cache(clips, folder, config)
     measured_on = made_from_of(folder).get("data.intensity_from", run.data.intensity_from)
-    adapter.config = replace(adapter.config, intensity_from=measured_on, intensity_measure=run.data.intensity_measure)
+    adapter.config = replace(adapter.config, intensity_from=measured_on)
     held_out = min(run.data.held_out, len(clips) // 10)
-    # those of an adapter to start from hold for its own measure alone
-    known = config.ssim_thresholds if config.intensity_measure == run.data.intensity_measure else ()
-    thresholds = known or calibrate(clips.ssims[held_out:].tolist())
+    thresholds = config.ssim_thresholds or calibrate(clips.ssims[held_out:].tolist())
     train = [i for i in range(held_out, len(clips)) if is_wanted(clips, i, thresholds, run.data)]
     if not train:
         raise LivePhotoError(

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -19,12 +19,13 @@ from livephoto_core.errors import LivePhotoError
 from livephoto_core.evaluation.scoring import delivered, strength
 from livephoto_core.evaluation.systems import System, one_by_one
 from livephoto_core.intensity import calibrate, clip_ssim, level
-from livephoto_core.measures import MOTION_NAMES, clip_similarity
+from livephoto_core.measures import MOTION_NAMES, clip_similarity, similarity
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import write_clip
 from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream, made_from_of
 from livephoto_core.training.config import run_from_dict
-from livephoto_core.training.run import prepare
+from livephoto_core.training.run import adapter_config_of, prepare
+from livephoto_core.training.trainer import fixed_settings
 
 CLIPS = 12
 
@@ -105,13 +106,19 @@ def run_values(tmp_path, tiny_base_folder, tiny_adapter_file):
         ),
     )
 
-    def make(measure):
+    new = asdict(read_config(tiny_adapter_file))
+    for name in ("intensity_measure", "ssim_thresholds"):
+        new.pop(name)
+
+    def make(measure=None, **start):
+        """Of a new adapter that says nothing of its levels, unless `start` names another."""
+        said = {} if measure is None else {"intensity_measure": measure}
         return run_from_dict(
             {
                 "base": str(tiny_base_folder),
                 "out": str(tmp_path / f"run-{measure}"),
-                "start_adapter": str(tiny_adapter_file),
-                "data": {"kind": "cache", "path": str(tmp_path / "given"), "held_out": 1, "intensity_measure": measure},
+                **(start or {"adapter": new}),
+                "data": {"kind": "cache", "path": str(tmp_path / "given"), "held_out": 1, **said},
             }
         )
 
@@ -130,10 +137,49 @@ def test_a_run_by_another_measure_has_that_measures_levels(run_values, tmp_path)
     assert batches.thresholds == pytest.approx(calibrate(made.ssims[1:].tolist()))
     assert model.adapter.config.intensity_measure == "mse" and model.adapter.config.intensity_from == "reconstruction"
     assert made_from_of(tmp_path / "run-mse" / "cache")["data.intensity_measure"] == "mse"
-    # what was calibrated for SSIM holds for SSIM
-    model, batches, *_ = prepare(run_values("ssim"))
-    assert batches.thresholds == read_config(run.start_adapter).ssim_thresholds
-    assert batches.clips.ssims.tolist() == given.ssims.tolist() and model.adapter.config.intensity_measure == "ssim"
+
+
+@pytest.mark.parametrize("measure", [None, "ssim"])
+def test_an_adapters_levels_are_kept(run_values, tmp_path, tiny_adapter_file, measure):
+    model, batches, *_ = prepare(run_values(measure, start_adapter=str(tiny_adapter_file)))
+    assert batches.thresholds == read_config(tiny_adapter_file).ssim_thresholds
+    assert batches.clips.ssims.tolist() == CachedClips(tmp_path / "given").ssims.tolist()
+    assert model.adapter.config.intensity_measure == "ssim"
+
+
+def test_the_adapters_own_measure_counts(run_values, flowing, tiny_adapter_file):
+    config = asdict(read_config(tiny_adapter_file))
+    flows = {**config, "intensity_measure": "flow"}
+    for start in ({"start_adapter": str(flowing)}, {"adapter": flows}):
+        assert adapter_config_of(run_values(**start)).intensity_measure == "flow"
+        assert adapter_config_of(run_values("flow", **start)).intensity_measure == "flow"
+        with pytest.raises(LivePhotoError, match=r"data.intensity_measure is 'mse', the adapter's levels are of 'flow': leave"):
+            adapter_config_of(run_values("mse", **start))
+    for named in ("intensity_measure", "ssim_thresholds"):
+        other = "ssim_thresholds" if named == "intensity_measure" else "intensity_measure"
+        with pytest.raises(LivePhotoError, match="levels are of 'ssim'"):
+            adapter_config_of(run_values("mse", adapter={name: value for name, value in config.items() if name != other}))
+    assert adapter_config_of(run_values()).intensity_measure == "ssim"
+    assert adapter_config_of(run_values("mse")).intensity_measure == "mse"
+
+
+def test_a_run_that_named_its_measure_goes_on_without_naming_it(run_values, tiny_adapter_file):
+    start = {"start_adapter": str(tiny_adapter_file)}
+    named, unnamed = (run_values(measure, **start) for measure in ("ssim", None))
+    model, batches, *_ = prepare(named)
+    assert fixed_settings(named, model, batches) == fixed_settings(unnamed, model, batches)
+    assert fixed_settings(named, model, batches)["adapter.intensity_measure"] == "ssim"
+
+
+@pytest.mark.parametrize("name", INTENSITY_MEASURES)
+def test_pictures_that_cannot_be_compared_are_refused(name):
+    frames = sliding(1)
+    for a, b in ((frames[:1], frames), (frames, frames[..., :8]), (frames[0], frames[1])):
+        with pytest.raises(LivePhotoError, match=r"of one shape, got .* bring the pictures to the same size"):
+            similarity(a, b, name)
+    with pytest.raises(LivePhotoError, match="7x7 pixels or more, got 6x48"):
+        similarity(frames[..., :6], frames[..., :6], name)
+    assert similarity(frames[:0], frames[:0], name).shape == (0,)
 
 
 def test_a_copy_of_other_clips_is_refused(run_values, tmp_path):
