@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +48,26 @@ def grid_of(places: int, height: int, width: int) -> tuple[int, int]:
     return rows, columns
 
 
+@dataclass
+class _Call:
+    """What a host's hooks read at each call of the UNet.
+
+    It knows neither host nor UNet: hooks that did would keep both in memory after their last user let them go.
+    """
+
+    image_strength: float
+    motion_strength: float
+    condition: ClipCondition | None = None
+    photo: dict[str, KeysValues] = field(default_factory=dict)
+
+    def current(self) -> ClipCondition:
+        if self.condition is None:
+            raise LivePhotoError(
+                "the UNet has LivePhoto attached but no photo: set one with DiffusersHost.conditioned(...)"
+            )
+        return self.condition
+
+
 class DiffusersHost:
     """The adapter on a UNet.
 
@@ -64,12 +85,28 @@ class DiffusersHost:
     ):
         check_fit(adapter.config, base_shape(unet))
         self.unet, self.adapter = unet, adapter
-        self.image_strength, self.motion_strength = image_strength, motion_strength
+        self._call = _Call(image_strength, motion_strength)
         self._handles: list[Any] = []
         # made once: a compiled UNet runs on for as long as it meets the same ones
         self._hooks, self._texts = self._all_hooks(), self._all_texts()
-        self._condition: ClipCondition | None = None
-        self._photo: dict[str, KeysValues] = {}
+
+    @property
+    def image_strength(self) -> float:
+        """Scale of stem and content attention."""
+        return self._call.image_strength
+
+    @image_strength.setter
+    def image_strength(self, value: float) -> None:
+        self._call.image_strength = value
+
+    @property
+    def motion_strength(self) -> float:
+        """Scale of the motion modules."""
+        return self._call.motion_strength
+
+    @motion_strength.setter
+    def motion_strength(self, value: float) -> None:
+        self._call.motion_strength = value
 
     def __enter__(self) -> DiffusersHost:
         self.attach()
@@ -86,7 +123,7 @@ class DiffusersHost:
         """
         if self._handles:
             return
-        if any(isinstance(getattr(h, "__self__", None), DiffusersHost) for h in self.unet.conv_in._forward_hooks.values()):
+        if any(isinstance(hook, _StemHook) for hook in self.unet.conv_in._forward_hooks.values()):
             raise LivePhotoError("this UNet already has a LivePhoto adapter attached: detach that one first")
         self._handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in self._hooks]
         for text in self._texts:
@@ -107,14 +144,14 @@ class DiffusersHost:
         try:
             yield
         finally:
-            self._condition, self._photo = None, {}
+            self._call.condition, self._call.photo = None, {}
             self._forget_text()
 
     def condition(self, condition: ClipCondition) -> None:
         """As `conditioned`, until the next call; training needs it, where the backward pass runs the hooks again."""
         check_condition(condition, self.adapter.config)
-        self._condition = condition
-        self._photo = self.adapter.photo_keys_values(condition.tokens, condition.grid)
+        self._call.condition = condition
+        self._call.photo = self.adapter.photo_keys_values(condition.tokens, condition.grid)
         self._forget_text()
 
     def _forget_text(self) -> None:
@@ -123,11 +160,17 @@ class DiffusersHost:
 
     def _all_hooks(self) -> list[tuple[nn.Module, Callable]]:
         """Each hook with the module that it goes behind."""
-        module = self.unet.get_submodule
-        hooks = [(module("conv_in"), self._after_conv_in)]
-        hooks += [(module(self._motion_host(name)), self._motion_hook(name)) for name in self.adapter.motion.names]
+        module, call = self.unet.get_submodule, self._call
+        hooks: list[tuple[nn.Module, Callable]] = [(module("conv_in"), _StemHook(self.adapter.stem, call))]
+        for name in self.adapter.motion.names:
+            block, _, index = name.rpartition(".motion_modules.")
+            # behind the spatial transformer where there is one, else behind the ResNet
+            kind = "attentions" if getattr(module(block), "attentions", None) else "resnets"
+            # diffusers checkpoints a ResNet with its hooks, but of a spatial transformer only what is inside it
+            uncovered = module(block) if kind == "attentions" else None
+            hooks.append((module(f"{block}.{kind}.{index}"), _MotionHook(self.adapter.motion[name], uncovered, call)))
         for name in self.adapter.content.names:
-            hook = self._content_hook(name)
+            hook = _ContentHook(self.adapter.content[name], name, call)
             hooks += [(block.attn2, hook) for block in module(name).transformer_blocks]
         return hooks
 
@@ -135,21 +178,16 @@ class DiffusersHost:
         spatial = (self.unet.get_submodule(name) for name in content_sites(self.adapter.config.base))
         return [TextOnce(block.attn2) for transformer in spatial for block in transformer.transformer_blocks]
 
-    def _motion_host(self, site: str) -> str:
-        """The module after which a motion module comes: the spatial transformer where there is one, else the ResNet."""
-        block, _, index = site.rpartition(".motion_modules.")
-        transformers = getattr(self.unet.get_submodule(block), "attentions", None)
-        return f"{block}.{'attentions' if transformers else 'resnets'}.{index}"
 
-    def _current(self) -> ClipCondition:
-        if self._condition is None:
-            raise LivePhotoError(
-                "the UNet has LivePhoto attached but no photo: set one with DiffusersHost.conditioned(...)"
-            )
-        return self._condition
+@dataclass(eq=False)
+class _StemHook:
+    """Adds the condition stem's output to the first convolution's."""
 
-    def _after_conv_in(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
-        condition = self._current()
+    stem: nn.Module
+    call: _Call
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
+        condition = self.call.current()
         if condition.latent.shape[2:] != output.shape[2:]:
             raise LivePhotoError(
                 f"the reference latent is {tuple(condition.latent.shape[2:])}, the clip's {tuple(output.shape[2:])}: "
@@ -162,32 +200,37 @@ class DiffusersHost:
                 "see ClipCondition.repeated"
             )
         channels = stem_channels(condition.latent, condition.position, condition.levels)
-        return output + self.image_strength * self.adapter.stem(channels.to(output))
+        return output + self.call.image_strength * self.stem(channels.to(output))
 
-    def _motion_hook(self, name: str) -> Callable:
-        module = self.adapter.motion[name]
-        block = self.unet.get_submodule(name.rpartition(".motion_modules.")[0])
-        # diffusers checkpoints a ResNet with its hooks, but of a spatial transformer only what is inside it
-        uncovered = ".attentions." in self._motion_host(name)
 
-        def hook(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
-            condition = self._current()
-            if uncovered and block.gradient_checkpointing and torch.is_grad_enabled():
-                residual = checkpoint(module, hidden, condition.frames, condition.places, use_reentrant=False)
-            else:
-                residual = module(hidden, condition.frames, condition.places)
-            moved = hidden + self.motion_strength * residual
-            return moved if isinstance(output, torch.Tensor) else (moved, *output[1:])
+@dataclass(eq=False)
+class _MotionHook:
+    """Adds a motion module's residual; `checkpointing` is the block whose gradient checkpointing it has to follow, if any."""
 
-        return hook
+    motion: nn.Module
+    checkpointing: nn.Module | None
+    call: _Call
 
-    def _content_hook(self, name: str) -> Callable:
-        module = self.adapter.content[name]
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        condition = self.call.current()
+        if self.checkpointing is not None and self.checkpointing.gradient_checkpointing and torch.is_grad_enabled():
+            residual = checkpoint(self.motion, hidden, condition.frames, condition.places, use_reentrant=False)
+        else:
+            residual = self.motion(hidden, condition.frames, condition.places)
+        moved = hidden + self.call.motion_strength * residual
+        return moved if isinstance(output, torch.Tensor) else (moved, *output[1:])
 
-        def hook(_: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            grid = grid_of(hidden.shape[1], *self._current().latent.shape[2:])
-            return output + self.image_strength * module(hidden, grid, self._photo[name])
 
-        return hook
+@dataclass(eq=False)
+class _ContentHook:
+    """Adds content attention, at one site, to the text cross-attention's output."""
+
+    content: nn.Module
+    site: str
+    call: _Call
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        grid = grid_of(hidden.shape[1], *self.call.current().latent.shape[2:])
+        return output + self.call.image_strength * self.content(hidden, grid, self.call.photo[self.site])

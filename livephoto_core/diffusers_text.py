@@ -14,11 +14,13 @@ class TextOnce:
     """An attention processor of diffusers for the same text at many steps.
 
     It stands in for diffusers' default one, and hands over to it wherever keys and values must not be kept: with gradients, and
-    under a mask. The weights must not change while it holds them: `forget` lets them go.
+    under a mask. The weights must not change while it holds them: `forget` lets them go. After `give_way` it is the default one,
+    wherever others may have kept it.
     """
 
     def __init__(self, attention: nn.Module):
         self._attention = attention
+        self._active = False
         self._default: Any = None
         self._text: torch.Tensor | None = None
         self._keys_values: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -33,10 +35,13 @@ class TextOnce:
         if plain and type(layer.processor) is AttnProcessor2_0:
             self._default = layer.processor
             layer.set_processor(self)
+        # others may have put it back on after it gave way
+        self._active = layer.processor is self
 
     def give_way(self) -> None:
         """Put the default processor back, unless another one has been set since."""
         self.forget()
+        self._active = False
         if self._attention.processor is self:
             self._attention.set_processor(self._default)
 
@@ -50,7 +55,7 @@ class TextOnce:
         **more: Any,
     ) -> torch.Tensor:
         text = encoder_hidden_states
-        if text is None or attention_mask is not None or torch.is_grad_enabled():
+        if not self._active or text is None or attention_mask is not None or torch.is_grad_enabled():
             return self._default(attn, hidden_states, text, attention_mask, temb, **more)
         if text is not self._text:
             self._text = text

@@ -14,18 +14,28 @@ TOKENS = 12
 
 
 @pytest.fixture
-def tiny_unet():
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=CHANNELS,
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=CONTEXT,
-        norm_num_groups=8,
-        attention_head_dim=4,
-    ).eval()
+def make_unet():
+    """Makes a UNet that no fixture holds; each is the same."""
+
+    def make() -> UNet2DConditionModel:
+        torch.manual_seed(0)
+        return UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=CHANNELS,
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=CONTEXT,
+            norm_num_groups=8,
+            attention_head_dim=4,
+        ).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_unet(make_unet):
+    return make_unet()
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 import copy
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -200,6 +202,58 @@ def test_processors_of_others_stay(tiny_unet, tiny_adapter, tiny_condition):
     with host:
         tiny_unet.set_attn_processor(dict(processors))
     assert tiny_unet.attn_processors == processors
+
+
+def test_a_processor_put_back_by_others_is_the_default_one(tiny_unet, tiny_adapter, tiny_condition):
+    """As code that saves and restores `attn_processors` around its own work does."""
+    arguments, host = inputs(), DiffusersHost(tiny_unet, tiny_adapter)
+    attention = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    before = call(tiny_unet, arguments)
+    with host, host.conditioned(tiny_condition()):
+        during = call(tiny_unet, arguments)
+        saved = dict(tiny_unet.attn_processors)
+    tiny_unet.set_attn_processor(saved)
+    shapes = watched_text(tiny_unet)
+    for _ in range(2):
+        assert torch.equal(call(tiny_unet, arguments), before)
+    assert len(shapes) == 2
+    with torch.no_grad():
+        attention.to_k.weight.mul_(1.5)
+    assert not torch.equal(call(tiny_unet, arguments), before)
+    with torch.no_grad():
+        attention.to_k.weight.div_(1.5)
+    shapes.clear()
+    with host, host.conditioned(tiny_condition()):
+        for _ in range(2):
+            assert torch.allclose(call(tiny_unet, arguments), during, atol=1e-5)
+    assert len(shapes) == 1
+    assert type(attention.processor) is AttnProcessor2_0
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_host_is_freed_with_its_last_user(tiny_config, make_unet, tiny_condition, used):
+    """By reference counting alone: a UNet may fill a GPU."""
+    unet, adapter = make_unet(), LivePhotoAdapter(tiny_config)
+    host = DiffusersHost(unet, adapter)
+    if used:
+        with host, host.conditioned(tiny_condition()):
+            call(unet, inputs())
+    parts = [weakref.ref(part) for part in (host, unet, adapter)]
+    gc.disable()
+    try:
+        del host, unet, adapter
+        assert [part() for part in parts] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_strengths_may_change_between_calls(tiny_unet, tiny_adapter, tiny_condition):
+    base, host = call(tiny_unet, inputs()), DiffusersHost(tiny_unet, tiny_adapter)
+    with host, host.conditioned(tiny_condition()):
+        assert (call(tiny_unet, inputs()) - base).abs().max() > 1e-3
+        host.image_strength = host.motion_strength = 0.0
+        assert (call(tiny_unet, inputs()) - base).abs().max() <= 1e-6
+    assert host.image_strength == host.motion_strength == 0
 
 
 def test_frames_of_a_longer_clip(tiny_unet, tiny_adapter, tiny_condition):
