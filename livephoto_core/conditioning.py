@@ -17,6 +17,7 @@ class ClipCondition:
 
     latent: reference latents [B, C, h, w], scaled as the UNet's latents are.
     tokens: patch tokens of the reference photos [B, rows * columns, D], without the class token; [1, ...] for one photo in all.
+        An adapter without content attention needs none: [1, 0, D].
     grid: (rows, columns) of the tokens.
     levels: motion intensity [B, F], 1..10, a level for each frame.
     places: the frames' numbers [F] in the clip of `length` frames they were taken from; None for a whole clip.
@@ -60,7 +61,8 @@ def check_condition(condition: ClipCondition, config: AdapterConfig) -> None:
     Raises:
         LivePhotoError: names what does not fit, both numbers and what to do.
     """
-    channels, width, places = condition.latent.shape[1], condition.tokens.shape[2], condition.tokens.shape[1]
+    clips, channels = condition.latent.shape[:2]
+    photos, places, width = condition.tokens.shape
     if channels != config.base.latent_channels:
         raise LivePhotoError(
             f"the reference latent has {channels} channels, the LivePhoto checkpoint's base has {config.base.latent_channels}: "
@@ -74,6 +76,14 @@ def check_condition(condition: ClipCondition, config: AdapterConfig) -> None:
     if places != condition.grid[0] * condition.grid[1]:
         raise LivePhotoError(
             f"the photo has {places} tokens, its grid is {condition.grid[0]}x{condition.grid[1]}: leave out the class token"
+        )
+    if photos not in (1, clips):
+        raise LivePhotoError(
+            f"there are tokens of {photos} photos for {clips} reference latents: give the tokens of one photo, or of one a latent"
+        )
+    if len(condition.levels) != clips:
+        raise LivePhotoError(
+            f"there are levels for {len(condition.levels)} clips, and {clips} reference latents: give each clip a row of levels"
         )
     if condition.frames > config.motion.max_frames:
         raise LivePhotoError(

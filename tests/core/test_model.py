@@ -68,11 +68,15 @@ def test_one_photo_is_not_repeated(tiny_condition):
         ({"latent": torch.zeros(1, 16, 8, 8)}, "has 16 channels, the LivePhoto checkpoint's base has 4"),
         ({"tokens": torch.zeros(1, 6, 768)}, "768 wide, the LivePhoto checkpoint needs 12: encode the photo with facebook"),
         ({"tokens": torch.zeros(1, 7, 12)}, "has 7 tokens, its grid is 2x3: leave out the class token"),
+        ({"tokens": torch.zeros(2, 6, 12)}, "tokens of 2 photos for 1 reference latents"),
+        ({"latent": torch.zeros(4, 4, 8, 8), "tokens": torch.zeros(2, 6, 12), "levels": even_levels(5, 4, 4)}, "2 photos for 4"),
+        ({"levels": even_levels(5, 2, 4)}, "levels for 2 clips, and 1 reference latents"),
         ({"levels": even_levels(5, 1, 9)}, "has 9 frames, the LivePhoto checkpoint takes 8 at once"),
     ],
 )
 def test_condition_that_does_not_fit(tiny_condition, tiny_config, change, cause):
-    check_condition(tiny_condition(), tiny_config)
+    for fitting in (tiny_condition(), tiny_condition(2), tiny_condition(2).repeated(2), tiny_condition().repeated(2)):
+        check_condition(fitting, tiny_config)
     with pytest.raises(LivePhotoError, match=cause):
         check_condition(dataclasses.replace(tiny_condition(), **change), tiny_config)
 
