@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from .config import ContentShape, NoiseSchedule
+from .config import AdapterConfig, ContentShape, NoiseSchedule
 from .errors import LivePhotoError
 from .media import fit_image
 
@@ -184,6 +184,19 @@ def photo_tokens(
     tokens = image_encoder(normalised(photos)).last_hidden_state[:, 1:]
     side = size // content.patch_size
     return tokens, (side, side)
+
+
+def adapter_tokens(
+    image_encoder: nn.Module | None, photos: torch.Tensor, config: AdapterConfig
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """`photo_tokens` for an adapter; none at all, [1, 0, D] of a grid (0, 0), for one without content attention.
+
+    Raises:
+        LivePhotoError: as `photo_tokens`, where the adapter looks at tokens.
+    """
+    if config.parts.content:
+        return photo_tokens(image_encoder, photos, config.content)
+    return photos.new_zeros(1, 0, config.content.token_width), (0, 0)
 
 
 def normalised(photos: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,9 @@ USER_ERROR = 2
 INTERRUPTED = 130
 # Guidance at 4 is for SD1.5; the demo's small model over-contrasts above this.
 DEMO_CFG, SD15_CFG = 1.5, 4.0
+STEPS = 20
+# a model distilled for few steps has guidance in its weights already
+LCM, LCM_CFG, LCM_STEPS = "lcm", 1.0, 6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,10 +83,14 @@ def _add_animate(commands) -> None:
         "with the levels side by side",
     )
     parser.add_argument("--frames", type=int, help="default: as the model was trained (16)")
-    parser.add_argument("--steps", type=int, default=20, help="default 20")
-    parser.add_argument("--cfg", type=float, help=f"guidance, 1 is none (default {SD15_CFG:g}; for the demo {DEMO_CFG:g})")
+    parser.add_argument("--steps", type=int, help=f"default {STEPS}; with --sampler lcm {LCM_STEPS}")
     parser.add_argument(
-        "--sampler", default="dpmpp_2m", help="dpmpp_2m (default), or lcm for 4 to 8 steps with an LCM-LoRA, at --cfg 1 to 2"
+        "--cfg",
+        type=float,
+        help=f"guidance, 1 is none (default {SD15_CFG:g}; for the demo {DEMO_CFG:g}; with --sampler lcm {LCM_CFG:g})",
+    )
+    parser.add_argument(
+        "--sampler", default="dpmpp_2m", help=f"dpmpp_2m (default), or {LCM} for 4 to 8 steps with an LCM-LoRA, at --cfg 1 to 2"
     )
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from, with guidance")
     parser.add_argument("--seed", type=int, default=0, help="default 0; the same seed gives the same file")
@@ -91,7 +98,10 @@ def _add_animate(commands) -> None:
     parser.add_argument("--fit", default="crop", help="crop (default), pad or stretch the photo to a square")
     parser.add_argument("--fps", type=float, default=8.0, help="frames a second in the file (default 8)")
     parser.add_argument(
-        "--prior", default="0.033,0.016", metavar="FROM,TO", help="share of the inverted photo in the noise (default 0.033,0.016)"
+        "--prior",
+        default="0.033,0.016",
+        metavar="FROM,TO",
+        help="share of the inverted photo in the noise (default 0.033,0.016); the inversion takes --steps, at least 20",
     )
     parser.add_argument("--reweight", type=float, default=1.0, help="strength of text re-weighting (default 1)")
     parser.add_argument("--image-strength", type=float, default=1.0, help="strength of the photo's branches (default 1)")
@@ -186,12 +196,14 @@ def _animate(options: argparse.Namespace) -> None:
         options.precision,
     )
     levels = [check_level(level.strip()) for level in options.intensity.split(",")]
-    default_cfg = DEMO_CFG if options.model == DEMO else SD15_CFG
+    default_steps, default_cfg = STEPS, DEMO_CFG if options.model == DEMO else SD15_CFG
+    if options.sampler == LCM:
+        default_steps, default_cfg = LCM_STEPS, LCM_CFG
     start, end = _shares(options.prior)
     settings = Settings(
         options.text,
         frames=options.frames,
-        steps=options.steps,
+        steps=default_steps if options.steps is None else options.steps,
         sampler=options.sampler,
         cfg=default_cfg if options.cfg is None else options.cfg,
         seed=options.seed,

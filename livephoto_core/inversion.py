@@ -18,6 +18,13 @@ from .errors import LivePhotoError
 from .schedule import add_noise, alphas_cumprod, clean_and_noise
 
 PRIOR_START, PRIOR_END = 0.033, 0.016
+# fewer are too coarse, also where a sampler made for few steps takes fewer
+LEAST_STEPS = 20
+
+
+def inversion_steps(sampling_steps: int) -> int:
+    """Steps of the inversion for a clip that is sampled in so many: as many, but at least LEAST_STEPS."""
+    return max(sampling_steps, LEAST_STEPS)
 
 
 def inversion_timesteps(schedule: NoiseSchedule, steps: int) -> torch.Tensor:

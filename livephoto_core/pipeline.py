@@ -12,11 +12,11 @@ from einops import rearrange, repeat
 
 from .base import (
     Base,
+    adapter_tokens,
     decode,
     encode_photo,
     encode_text,
     overlong_text,
-    photo_tokens,
     text_length,
 )
 from .conditioning import ClipCondition, even_levels
@@ -24,7 +24,7 @@ from .config import AdapterConfig, NoiseSchedule
 from .diffusers_host import DiffusersHost
 from .errors import LivePhotoError
 from .intensity import check_level
-from .inversion import PRIOR_END, PRIOR_START, invert, prior_noise, prior_weights
+from .inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_noise, prior_weights
 from .media import FITS, fit_image
 from .model.adapter import LivePhotoAdapter
 from .model.reweight import apply_weights
@@ -43,7 +43,8 @@ class Settings:
 
     `frames` and `size` (pixels a side) of None mean the checkpoint's. `cfg` 1 samples without guidance, in half the time.
     `sampler` is "dpmpp_2m", or "lcm" for 4 to 8 steps of a base with an LCM-LoRA (arXiv 2311.05556).
-    `prior_start` and `prior_end` are the shares of the inverted photo in the first and the last frame's noise; both 0: none.
+    `prior_start` and `prior_end` are the shares of the inverted photo in the first and the last frame's noise; both 0: none. The
+    inversion takes `steps`, at least 20.
     `reweight`, `image_strength` and `motion_strength` are 1 as trained, 0 is off.
     """
 
@@ -138,17 +139,18 @@ class LivePhoto:
             [F, 3, size, size], 0..1, on the CPU.
 
         Raises:
-            LivePhotoError: a setting out of its range, a text that is empty or too long, or no image encoder.
+            LivePhotoError: a setting out of its range, a text that is empty or too long, or no image encoder where
+                the adapter needs one.
         """
         base, config = self.base, self.adapter.config
         settings = complete(settings, config)
         self._check_texts(settings)
         picture = fit_image(photo, settings.size, settings.size, settings.fit)[None].clamp(0, 1)
         latent = encode_photo(base, picture)
-        tokens, grid = photo_tokens(base.image_encoder, picture, config.content)
+        tokens, grid = adapter_tokens(base.image_encoder, picture, config)
         levels = even_levels(settings.intensity, 1, settings.frames).to(base.device)
         condition = ClipCondition(latent, tokens, grid, levels)
-        tick = _counter(progress, settings.steps * (2 if _has_prior(settings) else 1))
+        tick = _counter(progress, settings.steps + (inversion_steps(settings.steps) if _has_prior(settings) else 0))
         generator = torch.Generator().manual_seed(settings.seed)
         noise = self._noise(latent, settings, generator, tick)
         self.host.image_strength, self.host.motion_strength = settings.image_strength, settings.motion_strength
@@ -173,7 +175,7 @@ class LivePhoto:
             return noise
         # alone, the base knows only its own schedule
         empty = encode_text(self.base, [""])
-        inverted = invert(self.base, latent, self.base.schedule, settings.steps, empty, tick)
+        inverted = invert(self.base, latent, self.base.schedule, inversion_steps(settings.steps), empty, tick)
         return prior_noise(noise, inverted, settings.prior_start, settings.prior_end)
 
     def _text(self, settings: Settings) -> torch.Tensor:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange, repeat
 
-from ..base import decode, encode_photo, encode_text, photo_tokens
+from ..base import adapter_tokens, decode, encode_photo, encode_text
 from ..conditioning import ClipCondition
-from ..inversion import PRIOR_END, PRIOR_START, invert, prior_noise
+from ..inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_noise
 from ..model.reweight import apply_weights
 from ..pipeline import SAMPLERS, LivePhoto, check_sampler
 
@@ -40,14 +40,14 @@ def batch_generator(model: LivePhoto, sampling: BatchSampling) -> Generate:
         base, adapter = model.base, model.adapter
         config = adapter.config
         latent = encode_photo(base, photos)
-        tokens, grid = photo_tokens(base.image_encoder, photos, config.content)
+        tokens, grid = adapter_tokens(base.image_encoder, photos, config)
         wanted = repeat(torch.tensor(levels, dtype=torch.float32), "b -> b f", f=config.frames).to(base.device)
         condition = ClipCondition(latent, tokens, grid, wanted)
         shape = (1, config.frames, *latent.shape[1:])
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(latent)
         if sampling.prior_start > 0 or sampling.prior_end > 0:
-            inverted = invert(base, latent, base.schedule, sampling.steps, encode_text(base, [""]))
+            inverted = invert(base, latent, base.schedule, inversion_steps(sampling.steps), encode_text(base, [""]))
             noise = prior_noise(noise, inverted, sampling.prior_start, sampling.prior_end)
         branches = 1 if sampling.cfg == 1 else 2
         text = encode_text(base, [*[""] * len(texts) * (branches - 1), *texts])

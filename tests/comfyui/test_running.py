@@ -5,6 +5,7 @@ import torch
 
 from livephoto_core.commands.inspect_file import word_weights
 from livephoto_core.intensity import clip_ssim, fractional_level
+from livephoto_core.inversion import inversion_steps
 from livephoto_core.media import read_image
 from livephoto_core.pipeline import LivePhoto, Settings
 
@@ -18,7 +19,7 @@ def animated(server, clip_graph, changed):
         clip_graph,
         reference={"frames": FRAMES},
         text={"text": TEXT},
-        invert={"steps": STEPS},
+        invert={"steps": inversion_steps(STEPS)},
         motion={"level": LEVEL},
         positive={"frames": FRAMES, "text": TEXT},
         negative={"frames": FRAMES},

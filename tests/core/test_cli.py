@@ -54,6 +54,16 @@ def test_animate(photo, model, tmp_path, capsys, suffix):
     assert sorted(os.listdir(tmp_path)) == sorted(["photo.png", out.name])
 
 
+def test_lcm_has_few_steps_and_no_guidance_unless_told(photo, model, tmp_path):
+    out = tmp_path / "out.png"
+    for said, steps, cfg in (([], 6, 1.0), (["--steps", "2"], 2, 1.0), (["--cfg", "1.5"], 6, 1.5)):
+        assert main(["animate", photo, "still", "--sampler", "lcm", *said, *model, "-o", str(out)]) == 0
+        settings = read_settings(out)
+        assert (settings["sampler"], settings["steps"], settings["cfg"]) == ("lcm", steps, cfg)
+    assert main(["animate", photo, "still", "--cfg", "1", *model, "-o", str(out)]) == 0
+    assert read_settings(out)["steps"] == 20
+
+
 def test_levels_as_a_sheet_and_side_by_side(photo, model, tmp_path):
     common = ["animate", photo, "still", "--steps", "1", "--intensity", "1,3.5,10", *model]
     assert main([*common, "-o", str(tmp_path / "sheet.png")]) == 0

@@ -5,8 +5,10 @@ import torch
 
 from livephoto_core.base import encode_photo, encode_text
 from livephoto_core.checkpoint import load_adapter
-from livephoto_core.config import NoiseSchedule
+from livephoto_core.config import NoiseSchedule, Parts
 from livephoto_core.errors import LivePhotoError
+from livephoto_core.evaluation.generate import BatchSampling, batch_generator
+from livephoto_core.model.adapter import LivePhotoAdapter
 from livephoto_core.pipeline import LivePhoto, Settings, complete, make_sampler
 from livephoto_core.schedule import alphas_cumprod
 
@@ -114,10 +116,23 @@ def test_lcm_draws_its_noise_from_the_seed(model, photo):
     assert torch.equal(first, again)
 
 
+def test_an_adapter_without_content_attention_needs_no_image_encoder(tiny_base, model, photo):
+    config = model.adapter.config
+    bare = LivePhoto(tiny_base, LivePhotoAdapter(replace(config, parts=Parts(content=False))).eval())
+    with_encoder = bare.animate(photo, SETTINGS)
+    tiny_base.image_encoder = None
+    assert torch.equal(bare.animate(photo, SETTINGS), with_encoder)
+    pictures = torch.rand(2, 3, config.size, config.size)
+    clips = batch_generator(bare, BatchSampling(steps=1))(pictures, ["still", "snow falls"], [2.0, 8.0], [0, 1])
+    assert clips.shape == (2, config.frames, 3, config.size, config.size)
+    with pytest.raises(LivePhotoError, match="needs the image encoder tiny"):
+        model.animate(photo, SETTINGS)
+
+
 def test_progress_counts_the_inversion_too(model, photo):
     calls = []
     model.animate(photo, replace(SETTINGS, prior_start=0.033), lambda done, total: calls.append((done, total)))
-    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert calls == [(done, 22) for done in range(1, 23)]
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
