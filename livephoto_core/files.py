@@ -94,6 +94,16 @@ def atomic_parts(folder: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_writable(folder: str | os.PathLike) -> None:
+    """Make a folder where there is none, and see that files can be written in it, before the long work.
+
+    Raises:
+        LivePhotoError: they cannot.
+    """
+    with atomic_parts(folder):
+        pass
+
+
 def _refuse_special_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import diffusers
 import torch
 
 from livephoto_core.cli import USER_ERROR
-from livephoto_core.config import BaseShape
+from livephoto_core.commands.model_files import check_device
+from livephoto_core.config import BaseShape, NoiseSchedule
 from livephoto_core.errors import LivePhotoError
-from livephoto_core.files import atomic_path
+from livephoto_core.files import atomic_path, check_writable
 
-from .comfyui import measure_comfyui
+from .child import measure_alone
+from .comfyui import measure_steps, measure_windows
 from .motion import measure_ssim
 from .report import markdown
 from .systems import SYSTEMS, Case, Encoders, Systems
@@ -30,19 +32,18 @@ from .training import TRAININGS
 PARTS = ("steps", "memory", "clips", "comfyui", "training", "ssim")
 # what a CPU gets done in minutes, and what a GPU is for
 CPU_SIZES, GPU_SIZES = "64", "256,512"
+TIMESTEPS = NoiseSchedule().timesteps
+WINDOW_STEPS = 8
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the options say; returns the exit code."""
     diffusers.utils.logging.set_verbosity_error()
     try:
-        options = _options()
-        report = measure(options)
+        options = _options(arguments)
         folder = Path(options.out)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LivePhotoError(f"cannot write to {folder}: {error.strerror}; give another folder") from error
+        check_writable(folder)
+        report = measure(options)
         for name, text in (("speed.json", json.dumps(report, indent=1)), ("speed.md", markdown(report))):
             with atomic_path(folder / name) as path:
                 path.write_text(text, encoding="utf-8")
@@ -53,37 +54,48 @@ def main() -> int:
     return 0
 
 
-def _options() -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="Speed beside diffusers and ComfyUI.")
     parser.add_argument("-o", "--out", required=True, help="a folder for speed.json and speed.md")
     parser.add_argument("--device", default="cuda" if gpu else "cpu", help="default: cuda if there is one, else cpu")
     parser.add_argument("--precision", help="of float32, float16, bfloat16 (default: float32; on a GPU both halves)")
-    parser.add_argument("--sizes", help=f"pixels a side (default {CPU_SIZES}; on a GPU {GPU_SIZES})")
+    parser.add_argument("--sizes", help=f"pixels a side (default {CPU_SIZES}; on a GPU {GPU_SIZES}); training is at the first")
     parser.add_argument("--frames", type=int, default=16, help="default 16")
-    parser.add_argument("--cfg", default="1,7.5", help="guidance; 1 is none (default 1,7.5)")
-    parser.add_argument("--channels", help="the UNet's four widths, multiples of 32 (default: SD1.5's 320,640,1280,1280)")
+    parser.add_argument("--cfg", default="1,7.5", help="guidance; 1 is none (default 1,7.5); clips are made at the first")
+    parser.add_argument("--channels", help="the UNet's four widths, multiples of 64 (default: SD1.5's 320,640,1280,1280)")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each system gets (default 5)")
     parser.add_argument("--clip-steps", type=int, default=20, help="steps of a whole clip (default 20)")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"what to measure (default {','.join(PARTS)})")
-    options = parser.parse_args()
+    parts = f"what to measure (default {','.join(PARTS)}); training leaves float16 out, which it would need a loss scale for"
+    parser.add_argument("--parts", help=parts)
+    options = parser.parse_args(arguments)
+    check_device(options.device)
     on_gpu = torch.device(options.device).type == "cuda"
-    options.parts = _listed("--parts", options.parts, str)
+    if not on_gpu and options.device != "cpu":
+        raise LivePhotoError(f"--device is {options.device!r}: choose cpu or cuda")
+    asked = options.parts
+    options.parts = _listed("--parts", asked or ",".join(PARTS), str)
     if unknown := set(options.parts) - set(PARTS):
         raise LivePhotoError(f"--parts has {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     options.precision = _listed("--precision", options.precision or ("float16,bfloat16" if on_gpu else "float32"), str)
     if unknown := set(options.precision) - {"float32", "float16", "bfloat16"}:
         raise LivePhotoError(f"--precision has {', '.join(sorted(unknown))}: choose from float32, float16, bfloat16")
+    if asked and "training" in options.parts and set(options.precision) == {"float16"}:
+        raise LivePhotoError("training is not measured in float16: add another --precision, or leave training out of --parts")
+    if "ssim" in options.parts and find_spec("skimage") is None:
+        raise LivePhotoError("the part ssim needs scikit-image: pip install scikit-image, or leave ssim out of --parts")
     options.sizes = _listed("--sizes", options.sizes or (GPU_SIZES if on_gpu else CPU_SIZES), int)
     options.cfg = _listed("--cfg", options.cfg, float)
     full = ",".join(map(str, BaseShape().block_channels))
     options.channels = tuple(_listed("--channels", options.channels or full, int))
-    if len(options.channels) != 4 or any(width % 32 or width < 32 for width in options.channels):
-        raise LivePhotoError(f"--channels is {options.channels}: give four multiples of 32")
+    if len(options.channels) != 4 or any(width % 64 or width < 64 for width in options.channels):
+        raise LivePhotoError(f"--channels is {options.channels}: give four multiples of 64")
     if any(size % 64 or size < 64 for size in options.sizes):
         raise LivePhotoError(f"--sizes is {options.sizes}: give multiples of 64")
-    if options.rounds < 1 or options.clip_steps < 1 or options.frames < 2:
-        raise LivePhotoError("--rounds and --clip-steps must be 1 or more, --frames 2 or more")
+    if not all(cfg >= 1 for cfg in options.cfg):
+        raise LivePhotoError(f"--cfg is {options.cfg}: give numbers from 1, which is without guidance")
+    if options.rounds < 1 or not 1 <= options.clip_steps < TIMESTEPS or options.frames < 2:
+        raise LivePhotoError(f"--rounds must be 1 or more, --clip-steps 1 to {TIMESTEPS - 1}, --frames 2 or more")
     return options
 
 
@@ -97,7 +109,7 @@ def _listed(name: str, text: str, kind: Callable) -> list:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All that was asked for, as plain values."""
     report: dict[str, Any] = {"machine": machine(options.device), "command": sys.argv[1:]}
-    report |= {part: [] for part in ("steps", "clips", "comfyui", "training", "ssim")}
+    report |= {part: [] for part in ("steps", "clips", "comfyui", "windows", "training", "ssim")}
     for precision in options.precision:
         fixed = Case(frames=options.frames, channels=options.channels, device=options.device, precision=precision)
         peak = peak_flops(options.device, fixed.dtype)
@@ -107,11 +119,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if {"steps", "memory"} & set(options.parts):
                 report["steps"].append(_steps(case, options.rounds, peak, "memory" in options.parts))
             if "comfyui" in options.parts:
-                report["comfyui"].append(_comfyui(case, options.rounds))
+                report["comfyui"].append({"case": asdict(case), **_comfyui(case, options.rounds)})
             if cfg == options.cfg[0] and "clips" in options.parts:
                 report["clips"].append(_clips(case, options.clip_steps))
         if "training" in options.parts and precision != "float16":
             report["training"].append(_training(replace(fixed, size=options.sizes[0]), options.rounds))
+    if "comfyui" in options.parts:
+        report["windows"] = [_windows(options.device)]
     if "ssim" in options.parts:
         report["ssim"] = [
             measure_ssim(size, options.frames, options.device, options.rounds) for size in sorted({*options.sizes, 256})
@@ -138,16 +152,8 @@ def _steps(case: Case, rounds: int, peak: float, memory: bool) -> dict[str, Any]
     del systems
     if memory:
         for name in SYSTEMS:
-            found[name]["peak_memory"] = _in_child("step", name, case, 1)["peak_memory"]
+            found[name]["peak_memory"] = measure_alone("step", name, case, 1)["peak_memory"]
     return {"case": asdict(case), "systems": found}
-
-
-def _in_child(kind: str, name: str, case: Case, rounds: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.speed.child", kind, name, case.to_json(), str(rounds)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-    if done.returncode:
-        raise LivePhotoError(f"{name} alone failed ({' '.join(done.stderr.split()[-30:])}): try a smaller case")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _clips(case: Case, steps: int) -> dict[str, Any]:
@@ -161,13 +167,21 @@ def _clips(case: Case, steps: int) -> dict[str, Any]:
 def _comfyui(case: Case, rounds: int) -> dict[str, Any]:
     _shown(f"ComfyUI: {case}")
     try:
-        measured = measure_comfyui(case, rounds, window_steps=8)
+        seconds = measure_steps(case, rounds)
     except LivePhotoError as error:
-        return {"case": asdict(case), "error": str(error)}
-    seconds, windows = measured["steps"], measured["windows"]
+        return {"error": str(error)}
     over = {f"over_{name}": paired_ratio(seconds["livephoto"], seconds[name]) for name in ("motion", "plain")}
-    over["windows_64_over_16"] = paired_ratio(windows["64"], windows["16"])
-    return {"case": asdict(case), "seconds": {name: spread(values) for name, values in seconds.items()}, **over}
+    return {"seconds": {name: spread(values) for name, values in seconds.items()}, **over}
+
+
+def _windows(device: str) -> dict[str, Any]:
+    _shown("ComfyUI: the demo's clips in windows")
+    try:
+        seconds = measure_windows(WINDOW_STEPS, device)
+    except LivePhotoError as error:
+        return {"error": str(error)}
+    times = {f"{frames} frames": spread(values) for frames, values in seconds.items()}
+    return {"steps": WINDOW_STEPS, "seconds": times, "64_over_16": paired_ratio(seconds["64"], seconds["16"])}
 
 
 def _training(case: Case, rounds: int) -> dict[str, Any]:
@@ -175,7 +189,7 @@ def _training(case: Case, rounds: int) -> dict[str, Any]:
     found = {}
     # one after the other: there is seldom memory for all of them, with their optimizers
     for name in TRAININGS:
-        measured = _in_child("training", name, case, rounds)
+        measured = measure_alone("training", name, case, rounds)
         times = spread(measured["seconds"])
         found[name] = {"clips_a_second": 1 / times["median"], "seconds": times, "peak_memory": measured["peak_memory"]}
     return {"case": asdict(case), "systems": found}

@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from livephoto_core.errors import LivePhotoError
 
@@ -26,8 +28,26 @@ def _finder() -> ModuleType:
     return module
 
 
-def measure_comfyui(case: Case, rounds: int, window_steps: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of the calls of "plain", "motion" and "livephoto" as "steps", and of the demo's clips by frames as "windows".
+def measure_steps(case: Case, rounds: int) -> dict[str, list[float]]:
+    """Seconds of the UNet calls of "plain", "motion" and "livephoto".
+
+    Raises:
+        LivePhotoError: there is no ComfyUI, or it failed.
+    """
+    return _measure("speed", {**asdict(case), "rounds": rounds}, case.device)["steps"]
+
+
+def measure_windows(steps: int, device: str) -> dict[str, list[float]]:
+    """Seconds of the demo's clips of "16" frames, and of "64" in windows.
+
+    Raises:
+        LivePhotoError: there is no ComfyUI, or it failed.
+    """
+    return _measure("speed_windows", {"window_steps": steps}, device)["windows"]
+
+
+def _measure(script: str, asked: dict[str, Any], device: str) -> dict[str, dict[str, list[float]]]:
+    """What a script of tests/comfyui/inside returns, by case.
 
     Raises:
         LivePhotoError: there is no ComfyUI, or it failed.
@@ -40,12 +60,12 @@ def measure_comfyui(case: Case, rounds: int, window_steps: int) -> dict[str, dic
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         base = finder.make_base(out / "base")
-        options = [option for option in finder.OPTIONS if option != "--cpu" or case.device == "cpu"]
+        options = [option for option in finder.OPTIONS if option != "--cpu" or device == "cpu"]
         options += ["--base-directory", str(base), "--database-url", f"sqlite:///{out / 'comfyui.db'}"]
         hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
-        environment["LIVEPHOTO_SPEED"] = json.dumps({**json.loads(case.to_json()), "rounds": rounds, "window_steps": window_steps})
-        command = [found.python, TESTS / "inside" / "run.py", found.path, "speed", out, *options]
+        environment["LIVEPHOTO_SPEED"] = json.dumps(asked)
+        command = [found.python, TESTS / "inside" / "run.py", found.path, script, out, *options]
         ran = {"capture_output": True, "text": True, "errors": "replace", "check": False}
         done = subprocess.run(command, env=environment, cwd=base, **ran)
         if done.returncode:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
 from torch import nn
 
-from livephoto_core.base import SD15_CONFIGS, decode_latents, encode_pictures
+from livephoto_core.base import SD15_CONFIGS, Base, decode_latents, encode_pictures, load_tokenizer
+from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.conditioning import ClipCondition, even_levels
-from livephoto_core.config import AdapterConfig, BaseShape
+from livephoto_core.config import AdapterConfig, BaseShape, NoiseSchedule
 from livephoto_core.diffusers_host import DiffusersHost
 from livephoto_core.model.adapter import LivePhotoAdapter
-from livephoto_core.pipeline import make_sampler
+from livephoto_core.pipeline import LivePhoto, Settings, make_sampler
 
 SYSTEMS = ("plain", "animatediff", "pia", "livephoto")
 NAMES = {
@@ -29,6 +30,8 @@ NAMES = {
     "livephoto": "LivePhoto",
 }
 TEXT_TOKENS, TEXT_WIDTH = 77, 768
+TEXT = "the camera pans left"
+VOCABULARY = 1000
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,14 @@ class Case:
         return getattr(torch, self.precision)
 
     @property
+    def full(self) -> bool:
+        """With SD1.5's own widths; the encoders are thinner where the UNet is."""
+        return self.channels == BaseShape().block_channels
+
+    @property
     def branches(self) -> int:
         """Conditions in a step: one, or two with guidance."""
         return 1 if self.cfg == 1 else 2
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> Case:
-        values = json.loads(text)
-        return Case(**{**values, "channels": tuple(values["channels"])})
 
 
 @torch.no_grad()
@@ -134,7 +134,7 @@ class Systems:
         self.case, self.names = case, names
         side, like = case.size // 8, {"device": case.device, "dtype": case.dtype}
         state = make_unet(case).state_dict()
-        adapter = make_adapter(case) if set(names) != {"plain"} else None
+        self.adapter = adapter = make_adapter(case) if set(names) != {"plain"} else None
         self.latents = torch.randn(1, case.frames, 4, side, side, **like)
         self.text = torch.randn(case.branches * case.frames, TEXT_TOKENS, TEXT_WIDTH, **like)
         self.time = torch.tensor(500, device=case.device)
@@ -159,18 +159,18 @@ class Systems:
                 self.host.condition(self.condition.repeated(case.branches))
 
     @torch.no_grad()
-    def step(self, name: str, latents: torch.Tensor | None = None) -> torch.Tensor:
-        """One call of the system's UNet, with guidance where the case has it."""
-        x = self.latents if latents is None else latents
+    def step(self, name: str, latents: torch.Tensor | None = None, text: torch.Tensor | None = None) -> torch.Tensor:
+        """One call of the system's UNet, with guidance where the case has it, on a text a frame [(branches F), L, D]."""
+        x, text = self.latents if latents is None else latents, self.text if text is None else text
         module, branches = self.parts[name], self.case.branches
         if name in ("plain", "livephoto"):
             flat = repeat(x, "b f c h w -> (t b f) c h w", t=branches)
-            out = rearrange(module(flat, self.time, self.text).sample, "(t f) c h w -> t f c h w", t=branches)
+            out = rearrange(module(flat, self.time, text).sample, "(t f) c h w -> t f c h w", t=branches)
         else:
             clip = repeat(x, "b f c h w -> (t b) c f h w", t=branches)
             if name == "pia":
                 clip = torch.cat([clip, self.masked], 1)
-            out = rearrange(module(clip, self.time, self.text).sample, "t c f h w -> t f c h w")
+            out = rearrange(module(clip, self.time, text).sample, "t c f h w -> t f c h w")
         return (out[:1] if branches == 1 else out[:1] + self.case.cfg * (out[1:] - out[:1])).to(x)
 
     def steps(self) -> dict[str, Callable[[], torch.Tensor]]:
@@ -179,37 +179,75 @@ class Systems:
 
     @torch.no_grad()
     def clip(self, name: str, steps: int, encoders: Encoders) -> torch.Tensor:
-        """A clip: the photo encoded by those that take one, the steps, and the frames decoded."""
+        """A clip as a user gets it: text encoded, and the photo by those that take one, the steps, and the frames decoded.
+
+        LivePhoto's is all of `LivePhoto.animate` with its usual settings, prior inversion included.
+        """
+        case = self.case
         if name == "livephoto":
-            encode_pictures(encoders.vae, self.photo)
-            encoders.image(self.photo)
-            self.host.condition(self.condition.repeated(self.case.branches))
-        elif name == "pia":
+            # `animate` attaches a host of its own
+            self.host.detach()
+            base = encoders.base(self.parts[name])
+            settings = Settings(TEXT, frames=case.frames, size=case.size, steps=steps, cfg=case.cfg)
+            frames = LivePhoto(base, self.adapter).animate(self.photo[0], settings)
+            self.host.attach()
+            return frames
+        text = repeat(encoders.texts(case.branches), "t l d -> (t f) l d", f=case.frames)
+        if name == "pia":
             encode_pictures(encoders.vae, self.photo)
         solver = make_sampler("dpmpp_2m", AdapterConfig().schedule, "epsilon")
         solver.set_timesteps(steps)
         x = self.latents
         for time in solver.timesteps:
-            x = solver.step(self.step(name, x), time, x).prev_sample
+            x = solver.step(self.step(name, x, text), time, x).prev_sample
         return decode_latents(encoders.vae, x[0])
 
 
 class Encoders:
-    """SD1.5's VAE and DINOv2-large, with random weights; thinner where the UNet is."""
+    """SD1.5's VAE and text encoder, and DINOv2-large, with random weights."""
 
     def __init__(self, case: Case):
-        from diffusers import AutoencoderKL
         from transformers import Dinov2Config, Dinov2Model
 
-        full = case.channels == BaseShape().block_channels
-        settings = json.loads((SD15_CONFIGS / "vae" / "config.json").read_text(encoding="utf-8"))
-        if not full:
-            settings["block_out_channels"] = [32, 32, 32, 32]
         large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 518, "patch_size": 14}
-        small = {**large, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-        self.vae = made(lambda: AutoencoderKL.from_config(settings), case)
-        self.encoder = made(lambda: Dinov2Model(Dinov2Config(**(large if full else small))), case)
+        small = {**large, "num_hidden_layers": 1}
+        self.vae, self.text_encoder = make_vae(case), make_text_encoder(case)
+        self.image = made(lambda: Dinov2Model(Dinov2Config(**(large if case.full else small))), case)
+        # padded to as many tokens as CLIP's own, the demo's costs the same
+        self.tokenizer = load_tokenizer(DEMO_FOLDER / "tokenizer")
 
-    def image(self, photo: torch.Tensor) -> torch.Tensor:
-        """Patch tokens of a photo."""
-        return self.encoder(nn.functional.interpolate(photo, (518, 518))).last_hidden_state[:, 1:]
+    def base(self, unet: nn.Module) -> Base:
+        """A whole base model on a UNet."""
+        return Base(self.vae, self.text_encoder, self.tokenizer, unet, NoiseSchedule(), "epsilon", self.image)
+
+    def texts(self, count: int) -> torch.Tensor:
+        """Embeddings [count, L, D] of a text."""
+        ids = self.tokenizer([TEXT] * count, padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt").input_ids
+        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
+
+
+def make_vae(case: Case) -> nn.Module:
+    """SD1.5's VAE."""
+    from diffusers import AutoencoderKL
+
+    settings = json.loads((SD15_CONFIGS / "vae" / "config.json").read_text(encoding="utf-8"))
+    if not case.full:
+        settings["block_out_channels"] = [32, 32, 32, 32]
+    return made(lambda: AutoencoderKL.from_config(settings), case)
+
+
+def make_text_encoder(case: Case) -> nn.Module:
+    """SD1.5's text encoder for a small vocabulary."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH if case.full else 32,
+        num_hidden_layers=12 if case.full else 1,
+        num_attention_heads=12,
+        max_position_embeddings=TEXT_TOKENS,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return CLIPTextModel(config).to(case.device, case.dtype).eval().requires_grad_(False)

@@ -14,24 +14,9 @@ from livephoto_core.config import NoiseSchedule
 from livephoto_core.schedule import add_noise, alphas_cumprod
 from livephoto_core.training.model import Batch, TrainingModel
 
-from .systems import TEXT_TOKENS, TEXT_WIDTH, Case, Encoders, make_adapter, make_motion_unet, make_unet
+from .systems import TEXT_TOKENS, VOCABULARY, Case, make_adapter, make_motion_unet, make_text_encoder, make_unet, make_vae
 
 TRAININGS = ("plain loop", "plain loop, cached latents", "livephoto")
-VOCABULARY = 1000
-
-
-def _text_encoder(case: Case) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = CLIPTextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        num_attention_heads=12,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return CLIPTextModel(config).to(case.device, case.dtype).eval().requires_grad_(False)
 
 
 def _step(trained: list[nn.Parameter], loss: Callable[[], torch.Tensor]) -> Callable[[], float]:
@@ -51,7 +36,7 @@ def make_training(name: str, case: Case) -> Callable[[], object]:
     The base is frozen. "plain loop" encodes the clip's frames with the VAE in each step, as public AnimateDiff trainers do, and
     trains the motion modules; "livephoto" reads latents and image tokens as from its cache, and trains all of the adapter.
     """
-    state, adapter, text_encoder = make_unet(case).state_dict(), make_adapter(case), _text_encoder(case)
+    state, adapter, text_encoder = make_unet(case).state_dict(), make_adapter(case), make_text_encoder(case)
     side, like = case.size // 8, {"device": case.device, "dtype": case.dtype}
     latents, noise = (torch.randn(1, case.frames, 4, side, side, **like) for _ in range(2))
     ids = torch.randint(3, VOCABULARY, (1, TEXT_TOKENS), device=case.device)
@@ -72,7 +57,7 @@ def make_training(name: str, case: Case) -> Callable[[], object]:
         parameter.requires_grad_(True)
     kept = alphas_cumprod(NoiseSchedule()).to(case.device)[times][:, None, None, None, None]
     frames = torch.rand(case.frames, 3, case.size, case.size, **like)
-    vae = None if "cached" in name else Encoders(case).vae
+    vae = None if "cached" in name else make_vae(case)
 
     def loss() -> torch.Tensor:
         clean = latents

@@ -66,6 +66,24 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, before the long work.
+
+    Raises:
+        LivePhotoError: torch cannot use it.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise _unusable(device, error) from error
+
+
+def _unusable(device: str, error: Exception) -> LivePhotoError:
+    return LivePhotoError(f"cannot use the device {device!r} ({str(error).splitlines()[0]}): try --device cpu")
+
+
 def read_model_config(files: ModelFiles) -> AdapterConfig:
     """The checkpoint's config alone.
 
@@ -112,4 +130,4 @@ def load_model(files: ModelFiles, device: str):
     try:
         return LivePhoto(base.to(device, dtype), adapter.to(device, dtype))
     except (RuntimeError, AssertionError) as error:
-        raise LivePhotoError(f"cannot use the device {device!r} ({str(error).splitlines()[0]}): try --device cpu") from error
+        raise _unusable(device, error) from error

@@ -17,7 +17,7 @@ import comfy.ops
 import comfy.sample
 import comfy.supported_models
 import torch
-from kit import apply, case, demo, node, part, prompts, reference, text
+from kit import case, part
 
 LEVELS = 4
 
@@ -120,33 +120,3 @@ def steps() -> dict[str, Any]:
             comfy.sample.sample(model, *common, disable_pbar=True, seed=0)
     # the second call of each sampling: the photo's keys and values are computed in the first
     return {name: found[3::2] for name, found in seconds.items()}
-
-
-@case
-def windows() -> dict[str, Any]:
-    """Seconds of whole clips of the demo, inversion included: 16 frames, and 64 in windows of 16 that share 4."""
-    steps = json.loads(os.environ["LIVEPHOTO_SPEED"])["window_steps"]
-    long = node("LivePhotoContextWindows", model=apply(), length=16, overlap=4, schedule="standard_static", loop=False)[0]
-    positive, negative = prompts()
-    found: dict[str, list[float]] = {"16": [], "64": []}
-    for turn in range(3):
-        for frames, model in ((16, apply()), (64, long)):
-            start = time.perf_counter()
-            photo = node("LivePhotoPriorInversion", model=demo().model, empty_text=text(""), reference=reference(), steps=steps)[0]
-            node(
-                "LivePhotoSampler",
-                model=model,
-                positive=positive,
-                negative=negative,
-                reference=photo,
-                frames=frames,
-                seed=turn,
-                steps=steps,
-                cfg=2.0,
-                sampler_name="euler",
-                scheduler="normal",
-                prior_start=0.033,
-                prior_end=0.016,
-            )
-            found[str(frames)].append(time.perf_counter() - start)
-    return {frames: values[1:] for frames, values in found.items()}
