@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LivePhotoError
-from .model_files import default_device
+from .model_files import check_device, default_device
 
 PHOTOS = "photographs of your own (default: the installed packages' held-out ones)"
 
@@ -86,7 +86,8 @@ def _add_intensity(parts) -> None:
 def _add_ablations(parts) -> None:
     about = "train LivePhoto without one part at a time, and measure each"
     parser = parts.add_parser("ablations", help=about, description=f"The paper's ablations: {about}. A stopped run goes on.")
-    parser.add_argument("config", metavar="CONFIG", help="a .toml or .yaml file, such as benchmarks/ablations/demo.yaml")
+    example = "livephoto_core/training/recipes/ablations.toml"
+    parser.add_argument("config", metavar="CONFIG", help=f"a .toml or .yaml file, such as {example}")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for the report's files; others in it stay")
     parser.add_argument("--photos", metavar="DIR", help=PHOTOS)
     parser.add_argument("--device", help="of sampling (default: cuda if there is one, else cpu)")
@@ -160,13 +161,17 @@ def _intensity(options: argparse.Namespace) -> None:
 
 def _ablations(options: argparse.Namespace) -> None:
     from ..evaluation.ablation_config import load_ablations
-    from ..evaluation.ablation_report import write_ablations
+    from ..evaluation.ablation_report import check_report, write_ablations
     from ..evaluation.ablations import run_ablations
+    from ..evaluation.features import extractors, scorers
     from ..evaluation.suite import draw_suite, suite_photos
 
-    config = load_ablations(options.config)
+    config, device = load_ablations(options.config), options.device or default_device()
+    check_device(device)
+    check_report(options.out)
+    scores = scorers(extractors(config.dino or None, config.clip or None, device))
     suite = draw_suite(suite_photos(options.photos), config.suite)
-    measured = run_ablations(config, suite, options.device or default_device())
+    measured = run_ablations(config, suite, scores, device)
     print(write_ablations(config, measured, options.out))
 
 

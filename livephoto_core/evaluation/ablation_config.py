@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import read_config
-from ..config import AdapterConfig, Parts, from_dict
+from ..config import AdapterConfig, Parts
 from ..errors import LivePhotoError
-from ..training.config import RunConfig, check_measure, read_values, run_from_dict
+from ..training.config import RunConfig, build_config, check_measure, read_values, run_from_dict
 from .ablation_arms import ARMS, Arm
 from .suite import PLANS
 
+# the demo's study, an example for others
+DEMO_STUDY = Path(__file__).parents[1] / "training" / "recipes" / "ablations.toml"
 # what every run gets from the study
 GIVEN = ("base", "out", "start_adapter", "adapter", "seed")
 
@@ -29,11 +31,11 @@ class Ablations:
     scores.
     """
 
-    base: str
-    work: str
-    training: tuple[dict[str, Any], ...]
+    base: str = ""
+    work: str = ""
+    training: tuple[dict[str, Any], ...] = ()
     start_adapter: str = ""
-    adapter: AdapterConfig | None = None
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     seeds: tuple[int, ...] = (0, 1)
     arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
     suite: str = "full"
@@ -53,7 +55,7 @@ class Ablations:
     def fixed(self) -> dict[str, Any]:
         """What the runs in a work folder have in common, as plain values."""
         values = {name: getattr(self, name) for name in ("base", "training", "start_adapter")}
-        adapter = None if self.adapter is None else asdict(self.adapter)
+        adapter = None if self.start_adapter else asdict(self.adapter)
         return json.loads(json.dumps({**values, "adapter": adapter}))
 
 
@@ -65,52 +67,38 @@ def load_ablations(path: str | Path) -> Ablations:
     """
     path = Path(path)
     if not path.is_file():
-        raise LivePhotoError(f"there is no study {path}: name a .toml or .yaml file such as benchmarks/ablations/demo.yaml")
+        raise LivePhotoError(f"there is no study {path}: name a .toml or .yaml file such as {DEMO_STUDY}")
     values = read_values(path)
-    known = [field.name for field in fields(Ablations)]
-    if unknown := sorted(str(name) for name in values if name not in known):
-        raise LivePhotoError(f"{path} has unknown names {', '.join(unknown)}; known: {', '.join(known)}")
-    for name in ("base", "work", "training"):
-        if not values.get(name):
-            raise LivePhotoError(f"{path} names no {name}: see benchmarks/ablations/demo.yaml")
-    adapter = None if values.get("adapter") is None else from_dict(values["adapter"])
-    config = Ablations(**{**{name: _plain(name, value) for name, value in values.items()}, "adapter": adapter})
+    phases = values.pop("training", None)
+    config = build_config(Ablations, values, str(path))
+    for name, value in {"base": config.base, "work": config.work, "training": phases}.items():
+        if not value:
+            raise LivePhotoError(f"{path} names no {name}: see {DEMO_STUDY}")
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        raise LivePhotoError(f"training is {phases!r}; it must be a list of tables of names and values")
+    if bool(config.start_adapter) == ("adapter" in values):
+        raise LivePhotoError("a study needs start_adapter, a checkpoint, or adapter, the config of a new one; not both")
+    config = replace(config, training=tuple(phases))
     _check(config)
     return config
 
 
-_LISTS = {"training": dict, "seeds": int, "arms": str}
-_KINDS = {str: "a text", int: "a whole number", float: "a number", dict: "a table of names and values"}
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A value of its field's kind; lists become tuples."""
-    if name in _LISTS:
-        kind = _LISTS[name]
-        if not isinstance(value, list) or not value or any(type(entry) is not kind for entry in value):
-            raise LivePhotoError(f"{name} is {value!r}; it must be a list of one or more, each {_KINDS[kind]}")
-        return tuple(value)
-    kind = type(getattr(Ablations, name, ""))
-    if kind is float and type(value) is int:
-        return float(value)
-    if name != "adapter" and type(value) is not kind:
-        raise LivePhotoError(f"{name} is {value!r}; it must be {_KINDS[kind]}")
-    return value
-
-
 def _check(config: Ablations) -> None:
-    if bool(config.start_adapter) == (config.adapter is not None):
-        raise LivePhotoError("a study needs start_adapter, a checkpoint, or adapter, the config of a new one; not both")
     start = read_config(config.start_adapter) if config.start_adapter else config.adapter
     if start.parts != Parts():
         raise LivePhotoError(f"the starting adapter lacks {', '.join(start.parts.missing)}: the arms must start from a whole one")
     if unknown := sorted(set(config.arms) - {arm.name for arm in ARMS}):
         raise LivePhotoError(f"unknown arms {', '.join(unknown)}; known: {', '.join(arm.name for arm in ARMS)}")
+    for name in ("seeds", "arms"):
+        if not getattr(config, name):
+            raise LivePhotoError(f"{name} is an empty list; name one or more")
     if config.suite not in PLANS:
         raise LivePhotoError(f"unknown suite {config.suite!r}: choose one of {', '.join(PLANS)}")
     for name in ("steps", "cfg", "batch", "processes"):
         if getattr(config, name) < 1:
             raise LivePhotoError(f"{name} is {getattr(config, name)}; use 1 or more")
+    if config.steps >= start.schedule.timesteps:
+        raise LivePhotoError(f"steps is {config.steps}; use 1 to {start.schedule.timesteps - 1}")
     for number, phase in enumerate(config.training, 1):
         if given := sorted(set(phase) & set(GIVEN)):
             raise LivePhotoError(f"training {number} has {', '.join(given)}: the study sets that for each run, leave it out")

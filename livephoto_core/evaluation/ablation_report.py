@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files import atomic_parts
+from ..files import atomic_parts, check_writable
+from ..training.config import without_folders
 from .ablation_arms import FULL, Arm
 from .ablation_config import Ablations
 from .ablations import Measured
@@ -103,13 +104,8 @@ def _mean(scenes: Scenes) -> float:
 
 def _settings(config: Ablations) -> dict[str, Any]:
     """The study's values; paths by their last part alone, so that a report tells nothing of the machine."""
-    phases = []
-    for phase in config.training:
-        data = phase.get("data", {})
-        paths = {name: Path(data[name]).name for name in ("path", "csv", "cache") if name in data}
-        phases.append({**phase, "data": {**data, **paths}})
-    names = {"base": Path(config.base).name, "start_adapter": Path(config.start_adapter).name}
-    return {**config.fixed, **names, "training": phases, "steps": config.steps, "cfg": config.cfg}
+    phases = [without_folders(phase) for phase in config.training]
+    return {**without_folders(config.fixed), "training": phases, "steps": config.steps, "cfg": config.cfg}
 
 
 def ablations_markdown(report: dict[str, Any]) -> str:
@@ -146,6 +142,17 @@ def _cell(figure: dict[str, float] | None, signed: bool = False) -> str:
     text = f"{figure['value']:{sign}.3f} ({figure['low']:{sign}.3f} to {figure['high']:{sign}.3f})"
     clear = signed and (figure["low"] > 0 or figure["high"] < 0)
     return f"**{text}**" if clear else text
+
+
+def check_report(out: str | Path) -> None:
+    """Find before the long work what would hinder `write_ablations` after it; makes the folder.
+
+    Raises:
+        LivePhotoError: the folder cannot be written.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    new_plot(1, 1)
+    check_writable(out)
 
 
 def write_ablations(config: Ablations, measured: Sequence[Measured], out: str | Path) -> str:

@@ -26,9 +26,9 @@ from .ablation_arms import TRAINED, Arm, leave_out
 from .ablation_config import Ablations, run_of, run_values
 from .bench_report import build_report
 from .benching import run_suite
-from .features import extractors, scorers
 from .generate import BatchSampling
 from .report import to_json
+from .scoring import Scorers
 from .suite import Suite
 from .system_livephoto import livephoto_system
 
@@ -45,8 +45,8 @@ class Measured:
     report: dict[str, Any]
 
 
-def run_ablations(config: Ablations, suite: Suite, device: str) -> list[Measured]:
-    """Train and measure all arms of a study, those of the first seed first.
+def run_ablations(config: Ablations, suite: Suite, scorers: Scorers, device: str) -> list[Measured]:
+    """Train and measure all arms of a study, those of the first seed first; `scorers` are those of its `dino` and `clip`.
 
     Raises:
         LivePhotoError: the work folder is of another study, or what a training or a measuring says.
@@ -58,7 +58,7 @@ def run_ablations(config: Ablations, suite: Suite, device: str) -> list[Measured
         for number, arm in enumerate(config.chosen, 1):
             print(f"seed {seed}, arm {number} of {len(config.chosen)}: {arm.name}", flush=True)
             files = train_arm(config, arm.trained, seed)
-            found.append(Measured(arm, seed, measure_arm(config, arm, seed, files, suite, device)))
+            found.append(Measured(arm, seed, measure_arm(config, arm, seed, files, suite, scorers, device)))
     return found
 
 
@@ -82,7 +82,9 @@ def train_arm(config: Ablations, name: str, seed: int) -> ModelFiles:
     return ModelFiles(start, base)
 
 
-def measure_arm(config: Ablations, arm: Arm, seed: int, files: ModelFiles, suite: Suite, device: str) -> dict[str, Any]:
+def measure_arm(
+    config: Ablations, arm: Arm, seed: int, files: ModelFiles, suite: Suite, scorers: Scorers, device: str
+) -> dict[str, Any]:
     """MotionBench's report on a trained arm, made or kept from before."""
     settings = {"suite": suite.fingerprint, **{name: getattr(config, name) for name in ("steps", "cfg", "dino", "clip")}}
     path = _folder(config, arm.trained, seed) / f"{_file_name(arm.name)}.json"
@@ -90,7 +92,7 @@ def measure_arm(config: Ablations, arm: Arm, seed: int, files: ModelFiles, suite
         return kept
     sampling = BatchSampling(config.steps, config.cfg, PRIOR_START * arm.prior, PRIOR_END * arm.prior)
     system = livephoto_system(files, device, sampling, config.batch)
-    result = run_suite(system, suite, scorers(extractors(config.dino or None, config.clip or None, device)))
+    result = run_suite(system, suite, scorers)
     report = build_report(system, suite, result, settings)
     with atomic_path(path) as temporary:
         temporary.write_text(to_json(report), encoding="utf-8")

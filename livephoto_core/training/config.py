@@ -106,12 +106,25 @@ def run_from_dict(values: dict[str, Any]) -> RunConfig:
     """
     if values.get("start_adapter") and "adapter" in values:
         raise LivePhotoError("the training config has start_adapter and adapter: leave adapter out, the checkpoint has its own")
-    run = _build(RunConfig, values, "")
+    run = build_config(RunConfig, values, "the training config")
     _check(run)
     if run.start_adapter or {"intensity_measure", "ssim_thresholds"} & set(values.get("adapter", {})):
         return run
     # a new adapter that says nothing of its levels
     return replace(run, adapter=replace(run.adapter, intensity_measure=run.data.intensity_measure or "ssim"))
+
+
+def without_folders(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's plain values, or some of them, with paths by their last part alone: the rest tells of the machine."""
+    data = {"data": _last_parts(values["data"], ("path", "csv", "cache"))} if "data" in values else {}
+    return {**_last_parts(values, _PATHS), **data}
+
+
+_PATHS = ("base", "out", "image_encoder", "tokenizer", "motion_modules", "start_adapter")
+
+
+def _last_parts(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: Path(value).name if name in names else value for name, value in values.items()}
 
 
 def check_frames(frames_per_clip: int, frames: int) -> None:
@@ -137,39 +150,54 @@ def check_measure(data: DataConfig, config: AdapterConfig) -> None:
         )
 
 
-def _build(kind: type, values: Any, where: str) -> Any:
-    """A config dataclass from plain values; `where` is its place in the file."""
+def build_config(kind: type, values: Any, file: str, where: str = "") -> Any:
+    """A config dataclass from plain values, each of its default's kind; a tuple's entries are of the kind of its default's first.
+
+    Args:
+        kind: a dataclass whose fields all have defaults.
+        values: names and values, as a TOML or YAML file gives them.
+        file: what they come from, and `where`: their place in it; both for messages.
+
+    Raises:
+        LivePhotoError: an unknown name, or a value of the wrong kind, named.
+    """
     if not isinstance(values, dict):
         raise LivePhotoError(f"{where} is {values!r}; it must be a table of names and values")
     defaults = {f.name: getattr(kind(), f.name) for f in fields(kind)}
     unknown = sorted(str(name) for name in values if name not in defaults)
     if unknown:
-        place = f"the training config's {where}" if where else "the training config"
+        place = f"{file}'s {where}" if where else file
         raise LivePhotoError(f"{place} has unknown names {', '.join(unknown)}; known: {', '.join(sorted(defaults))}")
     prefix = f"{where}." if where else ""
-    return kind(**{name: _typed(value, defaults[name], f"{prefix}{name}") for name, value in values.items()})
+    return kind(**{name: _typed(value, defaults[name], file, f"{prefix}{name}") for name, value in values.items()})
 
 
-def _typed(value: Any, default: Any, name: str) -> Any:
+def _typed(value: Any, default: Any, file: str, name: str) -> Any:
     """A value of the default's type, or a line that says what it must be."""
     if isinstance(default, AdapterConfig):
         try:
             return from_dict(value)
         except LivePhotoError as error:
-            raise LivePhotoError(f"the training config's adapter: {error}") from error
+            raise LivePhotoError(f"{file}'s adapter: {error}") from error
     if isinstance(default, DataConfig):
-        return _build(DataConfig, value, name)
+        return build_config(DataConfig, value, file, name)
     if isinstance(default, dict) and isinstance(value, dict):
-        return {str(key): _typed(entry, 0.0, f"{name}.{key}") for key, entry in value.items()}
+        return {str(key): _typed(entry, 0.0, file, f"{name}.{key}") for key, entry in value.items()}
     if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(_typed(entry, "", f"{name}[{i}]") for i, entry in enumerate(value))
+        return tuple(_typed(entry, _first(default), file, f"{name}[{i}]") for i, entry in enumerate(value))
     if isinstance(default, float):
         number = _number(value)
         if number is not None:
             return number
     elif type(value) is type(default):
         return value
-    raise LivePhotoError(f"{name} is {value!r}; it must be {_KINDS[type(default)]}")
+    wanted = f"a list of {_ENTRIES[type(_first(default))]}" if isinstance(default, tuple) else _KINDS[type(default)]
+    raise LivePhotoError(f"{name} is {value!r}; it must be {wanted}")
+
+
+def _first(default: tuple) -> Any:
+    """What a tuple's entries are like: its first, or a text."""
+    return default[0] if default else ""
 
 
 _KINDS = {
@@ -177,9 +205,9 @@ _KINDS = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    tuple: "a list of texts",
     dict: "a table of names and numbers",
 }
+_ENTRIES = {str: "texts", int: "whole numbers"}
 
 
 def _number(value: Any) -> float | None:

@@ -19,7 +19,7 @@ from ..errors import LivePhotoError
 from ..files import atomic_parts, atomic_path
 from ..schedule import add_noise, clean_and_noise
 from .batches import Batches, one_ahead
-from .config import RunConfig
+from .config import RunConfig, without_folders
 from .model import TrainingModel, kept_at
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900, 980)
@@ -74,13 +74,7 @@ class Average:
 
 def settings_of(run: RunConfig) -> dict[str, Any]:
     """The run's settings as plain values, folders and files by their last name: those differ from machine to machine."""
-    values = asdict(run)
-    for part, names in (
-        (values, ("base", "out", "image_encoder", "motion_modules", "start_adapter")),
-        (values["data"], ("path", "csv", "cache")),
-    ):
-        part.update({name: Path(part[name]).name for name in names})
-    return json.loads(json.dumps(values))
+    return json.loads(json.dumps(without_folders(asdict(run))))
 
 
 def fixed_settings(run: RunConfig, model: TrainingModel, batches: Batches) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from livephoto_core.errors import LivePhotoError
 from livephoto_core.evaluation import ablations
 from livephoto_core.evaluation import suite as suites
 from livephoto_core.evaluation.ablation_arms import ARMS, TRAINED, leave_out
-from livephoto_core.evaluation.ablation_config import Ablations, load_ablations
+from livephoto_core.evaluation.ablation_config import DEMO_STUDY, Ablations, load_ablations
 from livephoto_core.evaluation.ablation_report import ablations_markdown, build_ablations, over_seeds
 from livephoto_core.evaluation.ablations import Measured
 from livephoto_core.evaluation.suite import Plan
@@ -101,13 +100,13 @@ def weights(path):
 def test_the_study(study, photo_folder, tmp_path, capsys):
     out = tmp_path / "report"
     out.mkdir()
-    (out / "demo.yaml").touch()
+    (out / "notes.txt").touch()
 
     def run(path):
         return main(["bench", "ablations", str(path), "--photos", str(photo_folder), "-o", str(out), "--device", "cpu"])
 
     assert run(study()) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["ablations.png", "ablations.svg", "demo.yaml", "report.json", "report.md"]
+    assert sorted(p.name for p in out.iterdir()) == ["ablations.png", "ablations.svg", "notes.txt", "report.json", "report.md"]
     printed = capsys.readouterr().out
     assert "| reference latent only |" in printed and "Minus full" in printed
     report = json.loads((out / "report.json").read_text())
@@ -159,10 +158,44 @@ def test_a_stopped_training_goes_on(study, tmp_path, monkeypatch):
 
 
 def test_the_demos_study_starts_from_the_demos_adapter():
-    config = load_ablations(Path(__file__).parents[2] / "benchmarks" / "ablations" / "demo.yaml")
+    config = load_ablations(DEMO_STUDY)
     assert config.adapter == adapter_config(new_unet())
     assert config.chosen == ARMS and len(config.seeds) >= 2
     assert [phase["frames_per_clip"] for phase in config.training] == [2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "words"),
+    [
+        (["--device", "tpu9"], {}, "cannot use the device 'tpu9'"),
+        (["-o", "FILE/report"], {}, "cannot write"),
+        ([], {"dino": "no-such-folder"}, "cannot load the model in no-such-folder"),
+    ],
+)
+def test_mistakes_are_found_before_the_training(options, values, words, study, photo_folder, tmp_path, capsys):
+    (tmp_path / "FILE").touch()
+    given = [option.replace("FILE", str(tmp_path / "FILE")) for option in options]
+    usual = ["--photos", str(photo_folder), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["bench", "ablations", str(study(**values)), *usual, *given]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_report_tells_no_folders():
+    names = ("image_encoder", "tokenizer", "motion_modules")
+    data = {"path": "/home/someone/clips", "csv": "/home/someone/a.csv"}
+    phase = {**{name: f"/home/someone/{name}" for name in names}, "data": data}
+    config = Ablations("/home/someone/base", "work", (phase,), start_adapter="/home/someone/start.safetensors", seeds=(0,))
+    [arm] = [arm for arm in ARMS if arm.name == "full"]
+    report = build_ablations(config, [Measured(arm, 0, {"suite": {}, "clips": [], "levels": []})])
+    assert "someone" not in json.dumps(report)
+    assert report["settings"]["training"] == [{**{name: name for name in names}, "data": {"path": "clips", "csv": "a.csv"}}]
+
+
+def test_numbers_may_be_written_as_yaml_reads_them(study):
+    path = study()
+    path.write_text(path.read_text().replace('"cfg": 1.0', '"cfg": 2e0'))
+    assert load_ablations(path).cfg == 2.0
 
 
 def test_arms_are_those_of_the_paper():
@@ -217,7 +250,11 @@ def test_figures_over_seeds_and_against_the_full_model():
         ({"training": []}, "names no training"),
         ({"training": [{"seed": 3}]}, "leave it out"),
         ({"training": [{"steps": 0, "data": {"kind": "cache", "path": "x"}}]}, "steps is 0"),
-        ({"seeds": ["one"]}, "seeds is"),
+        ({"training": [3]}, "list of tables"),
+        ({"seeds": ["one"]}, r"seeds\[0\] is 'one'; it must be a whole number"),
+        ({"seeds": 3}, "seeds is 3; it must be a list of whole numbers"),
+        ({"seeds": []}, "seeds is an empty list"),
+        ({"steps": 1000}, "steps is 1000; use 1 to 999"),
         ({"arms": ["half"]}, "unknown arms half; known: full"),
         ({"suite": "huge"}, "unknown suite"),
         ({"adapter": None}, "needs start_adapter"),

@@ -27,6 +27,15 @@ def test_links_lead_somewhere(name):
             assert part in [anchor(heading) for heading in headings], part
 
 
+@pytest.mark.parametrize("name", ["docs/method.md", "benchmarks/README.md", "README.md"])
+def test_links_lead_into_the_registrys_package(name):
+    lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").split("\n")
+    left_out = [ROOT / line for line in lines if line and not line.startswith("#")]
+    for path, _ in LINK.findall((ROOT / name).read_text(encoding="utf-8")):
+        target = (ROOT / name).parent.joinpath(path).resolve()
+        assert not any(target.is_relative_to(folder) for folder in left_out), path
+
+
 def test_code_that_the_method_names_is_in_the_file_beside_it():
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     # ([`file.py`](path), `name`, `name`)
