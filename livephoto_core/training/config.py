@@ -46,8 +46,9 @@ class RunConfig:
     `batch` counts clips over all processes and accumulated steps. `frames_per_clip` trains on that many frames drawn from each
     clip, 0 for all. `motion_weight` raises the loss where the clip moves (MotiF), 0 is the paper's plain mean. `timestep_shift`
     above 1 draws more of the noisy timesteps, where motion is decided. Without `freeze_base` the UNet and the text encoder train
-    too, and `out` is then a whole base folder. `rate_factors` multiplies the learning rate of parameters
-    whose name starts with the key. 0 for `validate_every` or `sample_every` is never.
+    too, and `out` is then a whole base folder. `optimizer` is "adamw", or "muon": Muon for the matrices of hidden layers and
+    AdamW for the rest, at one learning rate. `rate_factors` multiplies the learning rate of parameters whose name starts with
+    the key. 0 for `validate_every` or `sample_every` is never.
 
     `image_encoder` and `tokenizer` are folders, for a base without its own; a single-file base has neither. `start_adapter` is a
     checkpoint to start from; its config counts then. `motion_modules` is an AnimateDiff file to start from; with adapter.motion
@@ -66,6 +67,7 @@ class RunConfig:
     steps: int = 100_000
     batch: int = 8
     accumulate: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     rate_factors: dict[str, float] = field(default_factory=lambda: {"adapter.reweight": 0.1})
@@ -257,6 +259,8 @@ def _check(run: RunConfig) -> None:
     for name, factor in run.rate_factors.items():
         if factor < 0:
             raise LivePhotoError(f"rate_factors.{name} is {factor}; use 0 or more")
+    if run.optimizer not in ("adamw", "muon"):
+        raise LivePhotoError(f"optimizer is {run.optimizer!r}; use 'adamw' or 'muon'")
     if run.mixed_precision not in ("no", "fp16", "bf16"):
         raise LivePhotoError(f"mixed_precision is {run.mixed_precision!r}; use 'no', 'fp16' or 'bf16'")
     if run.batch % run.accumulate:

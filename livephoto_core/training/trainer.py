@@ -21,6 +21,7 @@ from ..schedule import add_noise, clean_and_noise
 from .batches import Batches, one_ahead
 from .config import RunConfig, without_folders
 from .model import TrainingModel, kept_at
+from .muon import MuonAdamW, is_hidden_matrix
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900, 980)
 STATE = "state.pt"
@@ -29,6 +30,7 @@ FIXED_SETTINGS = (
     "base",
     "freeze_base",
     "batch",
+    "optimizer",
     "weight_decay",
     "rate_factors",
     "text_drop",
@@ -49,12 +51,16 @@ def learning_rate(step: int, run: RunConfig) -> float:
 
 
 def parameter_groups(model: TrainingModel, run: RunConfig) -> list[dict[str, Any]]:
-    """Optimizer groups: one for each learning-rate factor."""
-    groups: dict[float, list[torch.nn.Parameter]] = {}
+    """Optimizer groups: one for each learning-rate factor, and for what Muon takes of its parameters."""
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.trained().items():
         factor = next((f for start, f in run.rate_factors.items() if name.startswith(start)), 1.0)
-        groups.setdefault(factor, []).append(parameter)
-    return [{"params": p, "lr": run.learning_rate * f, "factor": f} for f, p in groups.items()]
+        orthogonal = run.optimizer == "muon" and is_hidden_matrix(name, parameter)
+        groups.setdefault((factor, orthogonal), []).append(parameter)
+    return [
+        {"params": p, "lr": run.learning_rate * factor, "factor": factor, "orthogonal": orthogonal}
+        for (factor, orthogonal), p in groups.items()
+    ]
 
 
 class Average:
@@ -175,15 +181,20 @@ def _mismatch(state: dict[str, Any], model: TrainingModel, optimizer: torch.opti
         if {name: value.shape for name, value in state[part].items()} != shapes:
             return "is of another model than the config describes"
     groups, saved_groups = optimizer.param_groups, state["optimizer"]["param_groups"]
-    if [(g["factor"], len(g["params"])) for g in groups] != [(g["factor"], len(g["params"])) for g in saved_groups]:
+    if [_shape_of(group) for group in groups] != [_shape_of(group) for group in saved_groups]:
         return "has other optimizer groups than the config describes"
     parameters = [p for g in groups for p in g["params"]]
     numbers = [n for g in saved_groups for n in g["params"]]
     for number, moments in state["optimizer"]["state"].items():
         shape = parameters[numbers.index(number)].shape
-        if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == shape or moments["step"].numel() != 1:
+        if any(m.numel() != 1 if name == "step" else m.shape != shape for name, m in moments.items()):
             return "has moments of another optimizer than the config describes"
     return ""
+
+
+def _shape_of(group: dict[str, Any]) -> tuple[float, bool, int]:
+    # a state of before there was Muon does not say
+    return group["factor"], group.get("orthogonal", False), len(group["params"])
 
 
 def check_finite(model: TrainingModel, loss: torch.Tensor, step: int, folder: Path) -> None:
@@ -306,7 +317,7 @@ def fit(
     model.train()
     # thin convolutions run faster so, on a CPU and on a GPU
     model.unet.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(parameter_groups(model, run), betas=(0.9, 0.99), weight_decay=run.weight_decay)
+    optimizer = MuonAdamW(parameter_groups(model, run), betas=(0.9, 0.99), weight_decay=run.weight_decay)
     model.to(accelerator.device)
     average = Average(model.trained(), run.ema)
     settings = fixed_settings(run, model, batches)

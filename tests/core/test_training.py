@@ -269,6 +269,20 @@ def test_killed_and_resumed_is_unbroken(run_file, tmp_path):
         assert torch.equal(value, expected[key]), key
 
 
+def test_a_run_with_muon_goes_on_where_it_was(run_file, tmp_path):
+    values = {"optimizer": "muon", "freeze_base": False, "validate_every": 0}
+    train(run_file("unbroken", steps=4, **values))
+    train(run_file("broken", steps=2, **values))
+    train(run_file("broken", steps=4, **values), resume=True)
+    groups = torch.load(tmp_path / "broken" / "state.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {group["orthogonal"] for group in groups} == {True, False}
+    expected = weights(tmp_path / "unbroken")
+    for key, value in weights(tmp_path / "broken").items():
+        assert torch.equal(value, expected[key]), key
+    with pytest.raises(LivePhotoError, match="optimizer muon, the config has adamw"):
+        train(run_file("broken", steps=6, freeze_base=False), resume=True)
+
+
 LAUNCHERS = {
     # on a CPU accelerate's own launcher starts one process, whatever number it is given; torch's starts two
     "accelerate": ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"],
@@ -497,6 +511,7 @@ def test_learning_rate_rises_holds_and_falls():
         ({}, "names no base"),
         ({"base": "b", "bach": 3}, "unknown names bach"),
         ({"base": "b", "mixed_precision": "int8"}, "int8"),
+        ({"base": "b", "optimizer": "sgd"}, "sgd"),
         ({"base": "b", "batch": 5, "accumulate": 2}, "not a multiple"),
         ({"base": "b", "text_drop": 1.5}, "1.5"),
         ({"base": "b", "data": {"kind": "zip"}}, "zip"),
