@@ -148,6 +148,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
             "words": list(phase.words),
         },
         "freeze_base": False,
+        "optimizer": "muon",
         "timestep_shift": phase.timestep_shift,
         "steps": phase.steps,
         "batch": phase.batch,
