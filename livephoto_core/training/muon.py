@@ -24,7 +24,12 @@ LEAST_SIDE = 16
 
 def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
     """Whether a parameter of TrainingModel is a matrix, or the kernel of a convolution, of a hidden layer."""
-    return not name.startswith(ENDS) and parameter.ndim >= 2 and min(parameter.flatten(1).shape) >= LEAST_SIDE
+    return not name.startswith(ENDS) and is_matrix(parameter)
+
+
+def is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether a parameter, as a matrix [out, in * ...], has directions enough to balance."""
+    return parameter.ndim >= 2 and min(parameter.flatten(1).shape) >= LEAST_SIDE
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
