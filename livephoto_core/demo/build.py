@@ -54,7 +54,8 @@ class Phase:
 
     The camera's motions first: they teach the content attention to fetch. Among all motions, most of which leave the picture where
     it is, its finest level settles on looking straight ahead, and stays there. Two frames of many clips then teach what moves where
-    sooner than sixteen of a few; whole clips at last teach the frames to go together.
+    sooner than sixteen of a few. Whole clips at last teach the frames to go together, and the first to be the photo, so that what
+    moves is stressed less.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Phase:
     learning_rate: float
     decay_from: float
     timestep_shift: float
+    motion_weight: float
     words: tuple[str, ...] = ()
 
 
@@ -157,7 +159,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
         "decay_from": phase.decay_from,
         "warmup": 100,
         "text_drop": 0.15,
-        "motion_weight": 1.0,
+        "motion_weight": phase.motion_weight,
         "ema": 0.998,
         "save_every": 200,
         "validate_every": 200,
@@ -237,9 +239,9 @@ def build(
         raise SystemExit("caching the clips failed: see above")
     make_base(base, still_steps)
     phases = (
-        Phase("camera", camera_steps, 32, 2, 1.2e-3, 1.0, 3.0, CAMERA_WORDS),
-        Phase("apart", steps, 32, 2, 1.2e-3, 0.5, 3.0),
-        Phase("whole", whole_steps, 4, 0, 4e-4, 0.2, 2.0),
+        Phase("camera", camera_steps, 32, 2, 1.2e-3, 1.0, 3.0, 1.0, CAMERA_WORDS),
+        Phase("apart", steps, 32, 2, 1.2e-3, 0.0, 2.0, 1.0),
+        Phase("whole", whole_steps, 4, 0, 6e-4, 0.0, 2.0, 0.3),
     )
     cache, start, adapter = base / "cache", base, None
     for phase in phases:
