@@ -191,7 +191,8 @@ class _Windows(NamedTuple):
 
 
 def _windows(pictures: Tensor) -> _Windows:
-    width, flat = pictures.shape[-1], pictures.flatten(-2)
+    # results keep their operands' layout, and `_similarity` wants columns side by side
+    width, flat = pictures.shape[-1], pictures.flatten(-2).contiguous()
     mean = flat.mean(-1, keepdim=True)
     around_mean = flat - mean
     sums = _window_sum(around_mean, width)

@@ -58,6 +58,17 @@ def test_ssim_is_scikit_images(kind):
     assert ssim(a, b).tolist() == pytest.approx(reference(a, b), abs=1e-4)
 
 
+@pytest.mark.parametrize("layout", ["n h w c -> n c h w", "h n c w -> n c h w", "n c w h -> n c h w"])
+def test_the_order_in_memory_does_not_matter(layout):
+    a, b = pictures("noisy ramp")
+    stored, seen = layout.split(" -> ")
+    moved_a, moved_b = (rearrange(rearrange(x, f"{seen} -> {stored}").contiguous(), layout) for x in (a, b))
+    assert ssim(moved_a, moved_b).tolist() == ssim(a, b).tolist()
+    assert clip_ssim(torch.stack([moved_a, moved_b], 1)).tolist() == clip_ssim(torch.stack([a, b], 1)).tolist()
+    for first, second, moved in zip(a, b, rearrange([moved_a, moved_b], "f n c h w -> n f c h w"), strict=True):
+        assert clip_ssim(moved) == clip_ssim(torch.stack([first, second]))
+
+
 @pytest.mark.parametrize("kind", ["noise", "noisy ramp", "flat bright with faint noise"])
 def test_identical_pictures_give_exactly_one(kind):
     a, _ = pictures(kind)
