@@ -5,7 +5,6 @@ most. The nine thresholds t_1 > t_2 > ... > t_9 between the levels are SSIM valu
 """
 
 import math
-import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -44,7 +43,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         LivePhotoError: as `check_pairs`.
     """
     check_pairs(a, b)
-    pairs = _in_cache(a.device, a.shape[1:].numel())
+    pairs = _at_once(a.device, a.shape[1:].numel(), len(a))
     parts = [_ssim(*part) for part in zip(a.float().split(pairs), b.float().split(pairs), strict=True)]
     return torch.cat(parts) if parts else a.new_zeros(0, dtype=torch.float32)
 
@@ -84,7 +83,7 @@ def clip_ssim(frames: Tensor) -> Tensor:
         raise LivePhotoError(f"motion needs a clip of 2 frames or more, got {frames.shape[-4]}; use a longer clip")
     clips = frames.float().reshape(-1, *frames.shape[-4:])
     check_pairs(clips[:, 0], clips[:, 1])
-    batch = _in_cache(clips.device, clips.shape[1:].numel())
+    batch = _at_once(clips.device, clips.shape[1:].numel(), len(clips))
     parts = [_adjacent_ssim(part) for part in clips.split(batch)]
     return (torch.cat(parts) if parts else clips.new_zeros(0)).reshape(frames.shape[:-4])
 
@@ -206,7 +205,7 @@ def _spread(a: Tensor, b: Tensor, sums_a: Tensor, sums_b: Tensor, width: int) ->
 
 
 def _light(total_a: Tensor, total_b: Tensor) -> Tensor:
-    return torch.addcmul(total_a.new_tensor(_C1 / 2 * _PIXELS**2), total_a, total_b)
+    return (total_a * total_b).add_(_C1 / 2 * _PIXELS**2)
 
 
 def _similarity(a: _Windows, b: _Windows, height: int, width: int) -> Tensor:
@@ -225,7 +224,7 @@ def _ssim(a: Tensor, b: Tensor) -> Tensor:
 def _adjacent_ssim(clips: Tensor) -> Tensor:
     """[B] of clips [B, F, C, H, W]: a frame's windows serve the pair before and the pair after it."""
     height = clips.shape[-2]
-    rows = max(WINDOW, _in_cache(clips.device, clips[..., 0, :].numel()))
+    rows = max(WINDOW, _at_once(clips.device, clips[..., 0, :].numel(), height))
     total = clips.new_zeros(len(clips))
     for top in range(0, height - WINDOW + 1, rows):
         strip = clips[..., top : top + rows + WINDOW - 1, :]
@@ -235,9 +234,9 @@ def _adjacent_ssim(clips: Tensor) -> Tensor:
     return total / (height - WINDOW + 1)
 
 
-def _in_cache(device: torch.device, values: int) -> int:
-    """How many parts of so many values are best computed at once: a CPU is fastest within its cache, a GPU on all."""
-    return max(1, _CACHED_VALUES // max(1, values)) if device.type == "cpu" else sys.maxsize
+def _at_once(device: torch.device, values: int, count: int) -> int:
+    """How many of `count` parts of so many values are best computed at once: a CPU is fastest within its cache, a GPU on all."""
+    return max(1, _CACHED_VALUES // max(1, values) if device.type == "cpu" else count)
 
 
 def _window_sum(flat: Tensor, width: int) -> Tensor:

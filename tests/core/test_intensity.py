@@ -69,6 +69,12 @@ def test_the_order_in_memory_does_not_matter(layout):
         assert clip_ssim(moved) == clip_ssim(torch.stack([first, second]))
 
 
+def test_a_device_that_is_no_cpu_computes_all_at_once():
+    clips = torch.empty(5, 4, 3, 40, 32, device="meta")
+    assert clip_ssim(clips).shape == (5,) and clip_ssim(clips).device.type == "meta"
+    assert ssim(clips[:, 0], clips[:, 1]).shape == (5,)
+
+
 @pytest.mark.parametrize("kind", ["noise", "noisy ramp", "flat bright with faint noise"])
 def test_identical_pictures_give_exactly_one(kind):
     a, _ = pictures(kind)
