@@ -69,6 +69,18 @@ class Phase:
     words: tuple[str, ...] = ()
 
 
+APART = Phase(
+    name="apart",
+    steps=3000,
+    batch=32,
+    frames_per_clip=2,
+    learning_rate=1.2e-3,
+    decay_from=0.0,
+    timestep_shift=2.0,
+    motion_weight=1.0,
+)
+
+
 def training_clips() -> ClipSet:
     """The clips that the demo learns from."""
     train, _ = package_photos()
@@ -239,9 +251,9 @@ def build(
         raise SystemExit("caching the clips failed: see above")
     make_base(base, still_steps)
     phases = (
-        Phase("camera", camera_steps, 32, 2, 1.2e-3, 1.0, 3.0, 1.0, CAMERA_WORDS),
-        Phase("apart", steps, 32, 2, 1.2e-3, 0.0, 2.0, 1.0),
-        Phase("whole", whole_steps, 4, 0, 6e-4, 0.0, 2.0, 0.3),
+        replace(APART, name="camera", steps=camera_steps, decay_from=1.0, timestep_shift=3.0, words=CAMERA_WORDS),
+        replace(APART, steps=steps),
+        replace(APART, name="whole", steps=whole_steps, batch=4, frames_per_clip=0, learning_rate=6e-4, motion_weight=0.3),
     )
     cache, start, adapter = base / "cache", base, None
     for phase in phases:
@@ -261,7 +273,7 @@ def main() -> None:
     parser.add_argument("--patch-steps", type=int, default=450)
     parser.add_argument("--clips", type=int, default=2816)
     parser.add_argument("--still-steps", type=int, default=120)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=APART.steps)
     parser.add_argument("--camera-steps", type=int, default=700)
     parser.add_argument("--whole-steps", type=int, default=600)
     parser.add_argument("--processes", type=int, default=2)
