@@ -77,16 +77,18 @@ def reconstruction_loss(out: torch.Tensor, pictures: torch.Tensor) -> torch.Tens
 
     The last keeps fine detail that the latents do not tell from being smoothed away.
     """
-    error = (out.float() - pictures).abs()
-    return error.mean() + 2 * error.square().mean() + 0.3 * (texture(out.float()) - texture(pictures)).abs().mean()
+    out = out.float()
+    error = (out - pictures).abs()
+    return error.mean() + 2 * error.square().mean() + 0.3 * (texture(out) - texture(pictures)).abs().mean()
 
 
 def optimizer_of(vae: AutoencoderKL, rate: float) -> MuonAdamW:
     """Muon for the decoder's hidden kernels and matrices, AdamW for the rest of what trains."""
-    ends = ("decoder.conv_in.", "decoder.conv_out.", "post_quant_conv.")
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-    for name, parameter in ((name, p) for name, p in vae.named_parameters() if p.requires_grad):
-        groups[is_matrix(parameter) and not name.startswith(ends)].append(parameter)
+    for name, parameter in vae.named_parameters():
+        if parameter.requires_grad:
+            # the first convolution reads the latents; the last, of three colours, is too thin
+            groups[is_matrix(parameter) and name != "decoder.conv_in.weight"].append(parameter)
     return MuonAdamW(
         [{"params": parameters, "orthogonal": orthogonal} for orthogonal, parameters in groups.items()],
         lr=rate,

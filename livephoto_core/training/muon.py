@@ -1,6 +1,7 @@
 """Muon (Jordan et al. 2024): steps along the nearest orthogonal matrix, for the weights of hidden layers.
 
-A gradient's few strongest directions rule a plain step; here all directions move alike.
+A gradient's few strongest directions rule a plain step; here all directions move alike. torch.optim.Muon, in torch since 2.9, takes
+neither convolutions nor the parameters that are left to AdamW.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from livephoto_core.demo.encode import encode_clip
 from livephoto_core.demo.patches import new_patch_encoder
 from livephoto_core.demo.photos import Photo
 from livephoto_core.demo.sprites import SHAPES
-from livephoto_core.demo.vae import new_vae, patch_components, set_linear_encoder
+from livephoto_core.demo.vae import new_vae, optimizer_of, patch_components, reconstruction_loss, set_linear_encoder
 from livephoto_core.intensity import clip_ssim
 
 
@@ -56,3 +56,25 @@ def test_the_encoder_gives_each_patchs_principal_components():
     spread = covariance.diag().sqrt()
     assert (covariance / spread / spread[:, None] - torch.eye(12)).abs().max() < 0.05
     assert (spread.diff() < 0).all()
+
+
+def test_the_loss_of_the_vae_minds_texture():
+    shown = pictures(2)
+    checkered = torch.tensor([1.0, -1.0]).repeat(32)
+    checkered = checkered * checkered[:, None]
+    # the same error at every pixel
+    shifted, rough = reconstruction_loss(shown + 0.1, shown), reconstruction_loss(shown + 0.1 * checkered, shown)
+    assert reconstruction_loss(shown, shown) == 0
+    assert shifted == pytest.approx(0.1 + 2 * 0.1**2, abs=1e-5)
+    assert rough > shifted + 0.005
+
+
+def test_muon_takes_the_hidden_part_of_the_decoder_alone():
+    vae = new_vae()
+    vae.encoder.requires_grad_(False)
+    names = {id(parameter): name for name, parameter in vae.named_parameters()}
+    groups = optimizer_of(vae, 1e-3).param_groups
+    hidden, rest = ([names[id(p)] for p in group["params"]] for group in sorted(groups, key=lambda g: not g["orthogonal"]))
+    assert "decoder.up_blocks.0.resnets.0.conv1.weight" in hidden and "decoder.mid_block.attentions.0.to_q.weight" in hidden
+    assert {"decoder.conv_in.weight", "decoder.conv_out.weight", "post_quant_conv.weight", "decoder.conv_in.bias"} <= set(rest)
+    assert not any(name.startswith("encoder.") for name in [*hidden, *rest])
