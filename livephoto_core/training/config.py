@@ -44,11 +44,11 @@ class RunConfig:
     """A training run; the defaults are the paper's recipe (section 4.1) for a frozen SD1.5.
 
     `batch` counts clips over all processes and accumulated steps. `frames_per_clip` trains on that many frames drawn from each
-    clip, 0 for all. `motion_weight` raises the loss where the clip moves (MotiF), 0 is the paper's plain mean. `timestep_shift`
-    above 1 draws more of the noisy timesteps, where motion is decided. Without `freeze_base` the UNet and the text encoder train
-    too, and `out` is then a whole base folder. `optimizer` is "adamw", or "muon": Muon for the matrices of hidden layers and
-    AdamW for the rest, at one learning rate. `rate_factors` multiplies the learning rate of parameters whose name starts with
-    the key. 0 for `validate_every` or `sample_every` is never.
+    clip, 0 for all. `motion_weight`, `first_frame_weight` and `word_weight_penalty` are those of model.LossWeights; at their
+    defaults the loss is the paper's plain mean. `timestep_shift` above 1 draws more of the noisy timesteps, where motion is
+    decided. Without `freeze_base` the UNet and the text encoder train too, and `out` is then a whole base folder. `optimizer` is
+    "adamw", or "muon": Muon for the matrices of hidden layers and AdamW for the rest, at one learning rate. `rate_factors`
+    multiplies the learning rate of parameters whose name starts with the key. 0 for `validate_every` or `sample_every` is never.
 
     `image_encoder` and `tokenizer` are folders, for a base without its own; a single-file base has neither. `start_adapter` is a
     checkpoint to start from; its config counts then. `motion_modules` is an AnimateDiff file to start from; with adapter.motion
@@ -77,6 +77,8 @@ class RunConfig:
     text_drop: float = 0.5
     frames_per_clip: int = 0
     motion_weight: float = 0.0
+    first_frame_weight: float = 1.0
+    word_weight_penalty: float = 0.0
     timestep_shift: float = 1.0
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
@@ -229,6 +231,7 @@ _AT_LEAST_ZERO = (
     "warmup",
     "clip_gradients",
     "motion_weight",
+    "word_weight_penalty",
     "frames_per_clip",
     "seed",
     "validate_every",
@@ -254,6 +257,8 @@ def _check(run: RunConfig) -> None:
             raise LivePhotoError(f"{name} is {getattr(run, name)}; use 0 to 1")
     if run.timestep_shift <= 0:
         raise LivePhotoError(f"timestep_shift is {run.timestep_shift}; use more than 0, 1 for evenly drawn timesteps")
+    if run.first_frame_weight <= 0:
+        raise LivePhotoError(f"first_frame_weight is {run.first_frame_weight}; use more than 0, 1 to weigh all frames alike")
     if run.learning_rate <= 0:
         raise LivePhotoError(f"learning_rate is {run.learning_rate}; use more than 0, such as 1e-4")
     for name, factor in run.rate_factors.items():

@@ -62,6 +62,29 @@ def motion_weights(latents: torch.Tensor, reference: torch.Tensor, strength: flo
     return weights / weights.mean((1, 2, 3, 4), keepdim=True)
 
 
+def first_frame_weights(places: torch.Tensor, factor: float) -> torch.Tensor:
+    """Loss weights [F, 1, 1, 1] of mean 1 for frames at `places` [F] of a clip: `factor` on its first, place 0.
+
+    The photo itself is easy beside what moves: a plain mean does not care for its last decibels.
+    """
+    weights = torch.where(places == 0, factor, 1.0)
+    return (weights / weights.mean())[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What a loss stresses beside the paper's plain mean (section 4.1); the defaults stress nothing.
+
+    motion: as in `motion_weights`. first_frame: the factor on the clip's first frame.
+    words: the price of a token that weighs 1 in all frames. Without it a text encoder that looks back along the text writes the
+    whole sentence into its padding, the UNet reads it there, and no word's own weight matters.
+    """
+
+    motion: float = 0.0
+    first_frame: float = 1.0
+    words: float = 0.0
+
+
 class TrainingModel(nn.Module):
     """UNet, adapter and text encoder as one module, for the optimizer and for averaging gradients over processes.
 
@@ -79,45 +102,52 @@ class TrainingModel(nn.Module):
         schedule: NoiseSchedule,
         prediction: str,
         freeze_base: bool,
-        motion_weight: float = 0.0,
+        loss_weights: LossWeights = LossWeights(),
     ):
         super().__init__()
         self.unet, self.adapter, self.text_encoder = unet, adapter, text_encoder
-        self.prediction, self.motion_weight = prediction, motion_weight
+        self.prediction, self.loss_weights = prediction, loss_weights
         self.register_buffer("alphas", alphas_cumprod(schedule), persistent=False)
         for part in (unet, text_encoder):
             part.requires_grad_(not freeze_base)
         self.host = DiffusersHost(unet, adapter)
         self.host.attach()
 
-    def predict(self, batch: Batch, noisy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """The UNet's output [B, F, C, h, w] for noisy latents of that shape; `reference` [B, C, h, w] as in `Batch.condition`."""
-        clips, frames = noisy.shape[:2]
-        self.host.condition(batch.condition(reference))
+    def weigh_text(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The captions' embeddings [B, L, D], and the tokens' weights [B, F, L] in the batch's frames."""
         text = self.text_encoder(batch.text_ids).last_hidden_state
         weights = self.adapter.reweight(text, batch.length)
-        if batch.places is not None:
-            weights = weights[:, batch.places]
+        return text, weights if batch.places is None else weights[:, batch.places]
+
+    def predict(self, batch: Batch, noisy: torch.Tensor, reference: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """The UNet's output [B, F, C, h, w] for noisy latents of that shape.
+
+        reference: [B, C, h, w], as in `Batch.condition`. text: a weighted text a frame [(b f), L, D].
+        """
+        clips, frames = noisy.shape[:2]
+        self.host.condition(batch.condition(reference))
         output = self.unet(
-            rearrange(noisy, "b f c h w -> (b f) c h w"),
-            repeat(batch.timesteps, "b -> (b f)", f=frames),
-            apply_weights(text, weights),
+            rearrange(noisy, "b f c h w -> (b f) c h w"), repeat(batch.timesteps, "b -> (b f)", f=frames), text
         ).sample
         return rearrange(output, "(b f) c h w -> b f c h w", b=clips)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The loss of each clip [B] (paper section 4.1: plain mean square error)."""
+        """The loss of each clip [B] (paper section 4.1: mean square error)."""
         latents, places = batch.latents, batch.places
         reference = latents[:, 0]
-        if places is not None:
+        if places is None:
+            places = torch.arange(latents.shape[1], device=latents.device)
+        else:
             latents = latents[:, places]
         kept = kept_at(self.alphas, batch.timesteps)
         noisy = add_noise(latents, batch.noise, kept)
         wanted = prediction_target(latents, batch.noise, kept, self.prediction)
-        error = (self.predict(batch, noisy, reference).float() - wanted).square()
-        if self.motion_weight:
-            error = error * motion_weights(latents, reference, self.motion_weight)
-        return error.mean((1, 2, 3, 4))
+        text, weights = self.weigh_text(batch)
+        error = (self.predict(batch, noisy, reference, apply_weights(text, weights)).float() - wanted).square()
+        stress = self.loss_weights
+        error = error * motion_weights(latents, reference, stress.motion)
+        error = error * first_frame_weights(places, stress.first_frame)
+        return error.mean((1, 2, 3, 4)) + stress.words * weights.mean((1, 2))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name."""

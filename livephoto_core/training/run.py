@@ -32,7 +32,7 @@ from .batches import Batches
 from .cache import CachedClips, EncodedClip, Manifest, cache_stream, check_made_from, made_from_of, read_manifest
 from .config import DataConfig, RunConfig, check_frames, check_measure, load_run
 from .encode import encode_sample
-from .model import TrainingModel
+from .model import LossWeights, TrainingModel
 from .remeasure import remeasure
 from .samples import Sampler
 from .trainer import STATE, fit
@@ -249,9 +249,8 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         raise LivePhotoError(
             f"none of {len(clips)} clips has level {run.data.least_level} or more and one of data.words: ask for less"
         )
-    model = TrainingModel(
-        base.unet, adapter, base.text_encoder, config.schedule, base.prediction_type, run.freeze_base, run.motion_weight
-    )
+    stress = LossWeights(run.motion_weight, run.first_frame_weight, run.word_weight_penalty)
+    model = TrainingModel(base.unet, adapter, base.text_encoder, config.schedule, base.prediction_type, run.freeze_base, stress)
     batches = Batches(
         clips,
         train,

@@ -17,6 +17,7 @@ from ..checkpoint import save_adapter
 from ..config import to_json
 from ..errors import LivePhotoError
 from ..files import atomic_parts, atomic_path
+from ..model.reweight import apply_weights
 from ..schedule import add_noise, clean_and_noise
 from .batches import Batches, one_ahead
 from .config import RunConfig, without_folders
@@ -36,6 +37,8 @@ FIXED_SETTINGS = (
     "text_drop",
     "frames_per_clip",
     "motion_weight",
+    "first_frame_weight",
+    "word_weight_penalty",
     "timestep_shift",
     "seed",
 )
@@ -227,7 +230,7 @@ def validation_errors(
             batch = batches.fixed(chosen, timestep).to(model.alphas.device)
             kept = kept_at(model.alphas, batch.timesteps)
             noisy = add_noise(batch.latents, batch.noise, kept)
-            output = model.predict(batch, noisy, batch.latents[:, 0])
+            output = model.predict(batch, noisy, batch.latents[:, 0], apply_weights(*model.weigh_text(batch)))
             found, _ = clean_and_noise(noisy, output.float(), kept, model.prediction)
             totals[f"x0_{timestep}"] += len(chosen) * float((found - batch.latents).square().mean())
         totals["repeat"] += len(chosen) * float((batch.latents[:, :1] - batch.latents).square().mean())

@@ -24,7 +24,7 @@ from livephoto_core.media_write import write_clip
 from livephoto_core.training.batches import Batches, drawn_places, drawn_timesteps, one_ahead
 from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
 from livephoto_core.training.config import RunConfig, load_run, run_from_dict
-from livephoto_core.training.model import Batch, motion_weights
+from livephoto_core.training.model import Batch, first_frame_weights, motion_weights
 from livephoto_core.training.run import prepare, train
 from livephoto_core.training.samples import NO_CAPTION, readable
 from livephoto_core.training.trainer import (
@@ -183,6 +183,40 @@ def test_motion_weights_of_a_single_late_frame_compare_it_with_the_clips_first()
     latents[..., 0, 0] = 1
     found = motion_weights(latents, torch.zeros(1, 3, 4, 4), 2.0)
     assert found[0, 0, 0, 0, 0] > 10 * found[0, 0, 0, 3, 3]
+
+
+def test_the_first_frame_is_stressed_where_it_is_drawn():
+    assert first_frame_weights(torch.tensor([0, 3, 5]), 4.0).flatten().tolist() == [2, 0.5, 0.5]
+    assert first_frame_weights(torch.tensor([3, 5]), 4.0).flatten().tolist() == [1, 1]
+
+
+def test_stress_on_the_first_frame_is_in_the_loss(run_file):
+    """Of two frames the first counts three quarters; what the others' losses are is seen by stressing hardly anything else."""
+    losses = {}
+    for factor in (1.0, 3.0, 1e6):
+        model, batches, *_ = prepare(load_run(run_file(first_frame_weight=factor)))
+        with torch.no_grad():
+            losses[factor] = model(batches.fixed([2, 3], 500))
+    first, second = losses[1e6], 2 * losses[1.0] - losses[1e6]
+    torch.testing.assert_close(losses[3.0], (3 * first + second) / 4, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(first, second, rtol=0.01)
+
+
+def test_a_price_on_words_is_paid_in_the_loss_and_lowers_their_weights(run_file, tmp_path):
+    losses, means = [], []
+    for name, price in (("free", 0.0), ("priced", 5.0)):
+        file = run_file(name, word_weight_penalty=price, rate_factors={}, steps=12)
+        model, batches, *_ = prepare(load_run(file))
+        batch = batches.fixed([2, 3], 500)
+        with torch.no_grad():
+            losses.append(model(batch))
+            start = model.weigh_text(batch)[1].mean((1, 2))
+        train(file)
+        trained = load_adapter(tmp_path / name / "adapter.safetensors").reweight
+        with torch.no_grad():
+            means.append(trained(model.text_encoder(batch.text_ids).last_hidden_state, 2).mean())
+    torch.testing.assert_close(losses[1] - losses[0], 5 * start)
+    assert means[1] < 0.9 * means[0]
 
 
 def test_training_lowers_the_loss_and_leaves_a_frozen_base_alone(run_file, tmp_path, tiny_base_folder):
@@ -517,6 +551,8 @@ def test_learning_rate_rises_holds_and_falls():
         ({"base": "b", "data": {"kind": "zip"}}, "zip"),
         ({"base": "b", "data": {"kind": "cache", "path": "c", "least_level": 11}}, "11"),
         ({"base": "b", "frames_per_clip": 99}, "99"),
+        ({"base": "b", "first_frame_weight": 0}, "first_frame_weight is 0"),
+        ({"base": "b", "word_weight_penalty": -1}, "word_weight_penalty is -1"),
     ],
 )
 def test_bad_values_are_named(values, words):
