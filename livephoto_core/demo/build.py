@@ -54,8 +54,8 @@ class Phase:
 
     The camera's motions first: they teach the content attention to fetch. Among all motions, most of which leave the picture where
     it is, its finest level settles on looking straight ahead, and stays there. Two frames of many clips then teach what moves where
-    sooner than sixteen of a few. Whole clips at last teach the frames to go together, and the first to be the photo, so that what
-    moves is stressed less.
+    sooner than sixteen of a few. Whole clips at last teach the frames to go together, and the first to be the photo, so that it is
+    stressed and what moves is stressed less.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Phase:
     decay_from: float
     timestep_shift: float
     motion_weight: float
+    first_frame_weight: float = 1.0
     words: tuple[str, ...] = ()
 
 
@@ -172,6 +173,8 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
         "warmup": 100,
         "text_drop": 0.15,
         "motion_weight": phase.motion_weight,
+        "first_frame_weight": phase.first_frame_weight,
+        "padding_penalty": 0.1,
         "ema": 0.998,
         "save_every": 200,
         "validate_every": 200,
@@ -253,7 +256,16 @@ def build(
     phases = (
         replace(APART, name="camera", steps=camera_steps, decay_from=1.0, timestep_shift=3.0, words=CAMERA_WORDS),
         replace(APART, steps=steps),
-        replace(APART, name="whole", steps=whole_steps, batch=4, frames_per_clip=0, learning_rate=6e-4, motion_weight=0.3),
+        replace(
+            APART,
+            name="whole",
+            steps=whole_steps,
+            batch=4,
+            frames_per_clip=0,
+            learning_rate=6e-4,
+            motion_weight=0.5,
+            first_frame_weight=6.0,
+        ),
     )
     cache, start, adapter = base / "cache", base, None
     for phase in phases:

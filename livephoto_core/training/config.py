@@ -44,7 +44,7 @@ class RunConfig:
     """A training run; the defaults are the paper's recipe (section 4.1) for a frozen SD1.5.
 
     `batch` counts clips over all processes and accumulated steps. `frames_per_clip` trains on that many frames drawn from each
-    clip, 0 for all. `motion_weight`, `first_frame_weight` and `word_weight_penalty` are those of model.LossWeights; at their
+    clip, 0 for all. `motion_weight`, `first_frame_weight` and `padding_penalty` are those of model.LossWeights; at their
     defaults the loss is the paper's plain mean. `timestep_shift` above 1 draws more of the noisy timesteps, where motion is
     decided. Without `freeze_base` the UNet and the text encoder train too, and `out` is then a whole base folder. `optimizer` is
     "adamw", or "muon": Muon for the matrices of hidden layers and AdamW for the rest, at one learning rate. `rate_factors`
@@ -78,7 +78,7 @@ class RunConfig:
     frames_per_clip: int = 0
     motion_weight: float = 0.0
     first_frame_weight: float = 1.0
-    word_weight_penalty: float = 0.0
+    padding_penalty: float = 0.0
     timestep_shift: float = 1.0
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
@@ -231,7 +231,7 @@ _AT_LEAST_ZERO = (
     "warmup",
     "clip_gradients",
     "motion_weight",
-    "word_weight_penalty",
+    "padding_penalty",
     "frames_per_clip",
     "seed",
     "validate_every",

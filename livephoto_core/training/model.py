@@ -71,18 +71,27 @@ def first_frame_weights(places: torch.Tensor, factor: float) -> torch.Tensor:
     return (weights / weights.mean())[:, None, None, None]
 
 
+def padding_weight(weights: torch.Tensor, text_ids: torch.Tensor) -> torch.Tensor:
+    """What the end of the texts [B, L] and the padding behind it, whatever is like the last token, weigh in all [B].
+
+    weights: [B, F, L]. A sum over tokens, for one open token is enough to read a sentence from.
+    """
+    padding = (text_ids == text_ids[:, -1:]).to(weights)
+    return (weights.mean(1) * padding).sum(1)
+
+
 @dataclass(frozen=True)
 class LossWeights:
     """What a loss stresses beside the paper's plain mean (section 4.1); the defaults stress nothing.
 
     motion: as in `motion_weights`. first_frame: the factor on the clip's first frame.
-    words: the price of a token that weighs 1 in all frames. Without it a text encoder that looks back along the text writes the
-    whole sentence into its padding, the UNet reads it there, and no word's own weight matters.
+    padding: the price of a token of padding that weighs 1. A text encoder that trains along and looks back along the text writes
+    the sentence there, where the UNet then reads it from seventy tokens alike, and no word's own weight matters.
     """
 
     motion: float = 0.0
     first_frame: float = 1.0
-    words: float = 0.0
+    padding: float = 0.0
 
 
 class TrainingModel(nn.Module):
@@ -147,7 +156,7 @@ class TrainingModel(nn.Module):
         stress = self.loss_weights
         error = error * motion_weights(latents, reference, stress.motion)
         error = error * first_frame_weights(places, stress.first_frame)
-        return error.mean((1, 2, 3, 4)) + stress.words * weights.mean((1, 2))
+        return error.mean((1, 2, 3, 4)) + stress.padding * padding_weight(weights, batch.text_ids)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name."""

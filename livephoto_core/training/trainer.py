@@ -38,7 +38,7 @@ FIXED_SETTINGS = (
     "frames_per_clip",
     "motion_weight",
     "first_frame_weight",
-    "word_weight_penalty",
+    "padding_penalty",
     "timestep_shift",
     "seed",
 )
