@@ -174,7 +174,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
         "text_drop": 0.15,
         "motion_weight": phase.motion_weight,
         "first_frame_weight": phase.first_frame_weight,
-        "padding_penalty": 0.1,
+        "padding_penalty": 0.01,
         "ema": 0.998,
         "save_every": 200,
         "validate_every": 200,
