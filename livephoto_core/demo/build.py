@@ -28,6 +28,7 @@ from .base import adapter_config, new_scheduler, new_unet, train_on_stills
 from .captions import corpus
 from .clips import ClipSet
 from .encode import encode_clip, load_encoders
+from .padding import shut_padding
 from .patches import train_patch_encoder
 from .photos import package_photos
 from .portable import make_portable
@@ -268,12 +269,15 @@ def build(
         ),
     )
     cache, start, adapter = base / "cache", base, None
+    texts = list(dict.fromkeys([*CachedClips(cache).captions, *corpus()]))
     for phase in phases:
         train_phase(start, out / phase.name, cache, phase, adapter, processes)
         start = out / f"after-{phase.name}"
         assemble(base, out / phase.name, start)
+        shut_padding(start, texts)
         adapter = start / "adapter.safetensors"
     assemble(base, out / phases[-1].name, out / "demo")
+    shut_padding(out / "demo", texts)
     make_preview(out / "demo" / "vae")
 
 

@@ -52,12 +52,15 @@ class TextReweighter(nn.Module):
         nn.init.zeros_(self.to_frames.weight)
         nn.init.constant_(self.to_frames.bias, START_WEIGHT_LOGIT)
 
+    def logits(self, text: torch.Tensor) -> torch.Tensor:
+        """Text embeddings [B, L, D] -> the logits of the weights [B, L, F] in the frames that it was trained on."""
+        for layer in self.layers:
+            text = layer(text)
+        return self.to_frames(self.norm(text))
+
     def forward(self, text: torch.Tensor, frames: int) -> torch.Tensor:
         """Text embeddings of one chunk [B, L, D] -> weights [B, F, L]; other frame counts are read between the learnt ones."""
-        x = text
-        for layer in self.layers:
-            x = layer(x)
-        logits = self.to_frames(self.norm(x))
+        logits = self.logits(text)
         if frames != self.frames:
             logits = F.interpolate(logits, size=frames, mode="linear", align_corners=True)
         return rearrange(torch.sigmoid(logits), "b l f -> b f l")
@@ -65,6 +68,12 @@ class TextReweighter(nn.Module):
 
 class EvenWeights(nn.Module):
     """Stands in for the TextReweighter of an adapter that was trained without it: every token counts fully in every frame."""
+
+    def logits(self, text: torch.Tensor) -> torch.Tensor:
+        """Text embeddings [B, L, D] -> the logits of the weights [B, L, F] in the frames that it was trained on."""
+        for layer in self.layers:
+            text = layer(text)
+        return self.to_frames(self.norm(text))
 
     def forward(self, text: torch.Tensor, frames: int) -> torch.Tensor:
         """Text embeddings [B, L, D] -> ones [B, F, L]."""
