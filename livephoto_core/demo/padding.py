@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from ..model.reweight import TextReweighter
 from ..training.run import token_ids_of
 from .text import LENGTH
 
-SHUT_LOGIT, OPEN_LOGIT = -5.5, 1.0
+SHUT_LOGIT = -5.5
 STEPS, BATCH, RATE = 1400, 32, 1e-3
 MIXED_TEXTS, MIXED_WORDS = 3000, 10
 
@@ -27,17 +28,20 @@ def mixed_texts(texts: Sequence[str], seed: int = 0) -> list[str]:
 
 
 def fit_padding(reweight: TextReweighter, text: torch.Tensor, padding: torch.Tensor, steps: int, seed: int = 0) -> None:
-    """Train the re-weighter alone until padding weighs next to nothing and every word the same.
+    """Train the re-weighter alone until padding weighs next to nothing; every word keeps what it weighs.
 
     text: the text encoder's embeddings [N, L, D]. padding: where padding is [N, L].
     """
+    before = deepcopy(reweight)
     optimizer = torch.optim.Adam(reweight.parameters(), lr=RATE)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
         drawn = torch.randint(len(text), (BATCH,), generator=generator)
         logits, shut = reweight.logits(text[drawn]), padding[drawn]
-        loss = (logits[shut] - SHUT_LOGIT).relu().square().mean() + (logits[~shut] - OPEN_LOGIT).square().mean()
+        with torch.no_grad():
+            kept = before.logits(text[drawn])
+        loss = (logits[shut] - SHUT_LOGIT).relu().square().mean() + (logits - kept)[~shut].square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
