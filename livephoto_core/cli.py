@@ -90,6 +90,9 @@ def _add_animate(commands) -> None:
         help=f"guidance, 1 is none (default {SD15_CFG:g}; for the demo {DEMO_CFG:g}; with --sampler lcm {LCM_CFG:g})",
     )
     parser.add_argument(
+        "--min-cfg", type=float, metavar="CFG", help="guidance of the first frame, rising to --cfg in the last (default: --cfg)"
+    )
+    parser.add_argument(
         "--sampler", default="dpmpp_2m", help=f"dpmpp_2m (default), or {LCM} for 4 to 8 steps with an LCM-LoRA, at --cfg 1 to 2"
     )
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from, with guidance")
@@ -206,6 +209,7 @@ def _animate(options: argparse.Namespace) -> None:
         steps=default_steps if options.steps is None else options.steps,
         sampler=options.sampler,
         cfg=default_cfg if options.cfg is None else options.cfg,
+        min_cfg=options.min_cfg,
         seed=options.seed,
         size=options.size,
         fit=options.fit,

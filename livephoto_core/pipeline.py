@@ -42,6 +42,8 @@ class Settings:
     """What a clip is made from, beside the photo.
 
     `frames` and `size` (pixels a side) of None mean the checkpoint's. `cfg` 1 samples without guidance, in half the time.
+    `min_cfg` is the first frame's guidance, from where it rises evenly to `cfg` in the last: it keeps the first frame the photo;
+    None means `cfg` in every frame.
     `sampler` is "dpmpp_2m", or "lcm" for 4 to 8 steps of a base with an LCM-LoRA (arXiv 2311.05556).
     `prior_start` and `prior_end` are the shares of the inverted photo in the first and the last frame's noise; both 0: none. The
     inversion takes `steps`, at least 20.
@@ -53,6 +55,7 @@ class Settings:
     frames: int | None = None
     steps: int = 20
     cfg: float = 4.0
+    min_cfg: float | None = None
     seed: int = 0
     size: int | None = None
     fit: str = "crop"
@@ -93,11 +96,27 @@ def complete(settings: Settings, config: AdapterConfig) -> Settings:
         raise LivePhotoError(f"the seed must be 0 to {2**63 - 1}, got {settings.seed}")
     if not (math.isfinite(settings.cfg) and settings.cfg >= 1):
         raise LivePhotoError(f"cfg must be a number from 1, got {settings.cfg}: 1 is without guidance")
+    check_min_cfg(settings.min_cfg, settings.cfg)
     for name in ("reweight", "image_strength", "motion_strength"):
         if not math.isfinite(getattr(settings, name)):
             raise LivePhotoError(f"{name} must be a number, got {getattr(settings, name)}: 1 is as trained")
     prior_weights(settings.frames, settings.prior_start, settings.prior_end)
     return settings
+
+
+def check_min_cfg(min_cfg: float | None, cfg: float) -> None:
+    """Refuse a first frame's guidance that is not from 1 to the last frame's.
+
+    Raises:
+        LivePhotoError: names both.
+    """
+    if min_cfg is not None and not 1 <= min_cfg <= cfg:
+        raise LivePhotoError(f"min_cfg, the first frame's guidance, must be from 1 to cfg ({cfg:g}), got {min_cfg:g}")
+
+
+def guidance_scales(min_cfg: float | None, cfg: float, frames: int) -> torch.Tensor:
+    """Each frame's guidance [F], evenly from `min_cfg` to `cfg`; all of them `cfg` where `min_cfg` is None."""
+    return torch.linspace(cfg if min_cfg is None else min_cfg, cfg, frames)
 
 
 def check_sampler(name: str, steps: int) -> None:
@@ -155,7 +174,8 @@ class LivePhoto:
         noise = self._noise(latent, settings, generator, tick)
         self.host.image_strength, self.host.motion_strength = settings.image_strength, settings.motion_strength
         text = self._text(settings)
-        latents = self.denoise(noise, condition, text, settings.steps, settings.cfg, settings.sampler, [generator], tick)
+        scales = guidance_scales(settings.min_cfg, settings.cfg, settings.frames)
+        latents = self.denoise(noise, condition, text, settings.steps, scales, settings.sampler, [generator], tick)
         return decode(base, rearrange(latents, "b f c h w -> (b f) c h w")).cpu()
 
     def _check_texts(self, settings: Settings) -> None:
@@ -191,7 +211,7 @@ class LivePhoto:
         condition: ClipCondition,
         text: torch.Tensor,
         steps: int,
-        cfg: float,
+        scales: torch.Tensor,
         sampler: str,
         generators: list[torch.Generator],
         tick: Callable[[], object] = lambda: None,
@@ -202,7 +222,8 @@ class LivePhoto:
             noise: [B, F, C, h, w], float32.
             condition: of the B clips.
             text: [(B f), L, D], or with guidance the negative texts and the texts [(2 B f), L, D].
-            steps, cfg, sampler: as in Settings.
+            scales: each frame's guidance [F], as of `guidance_scales`; without negative texts not looked at.
+            steps, sampler: as in Settings.
             generators: one a clip, for samplers that add noise as they go.
             tick: called after each step.
 
@@ -212,13 +233,13 @@ class LivePhoto:
         branches = len(text) // condition.levels.numel()
         solver = make_sampler(sampler, self.adapter.config.schedule, self.base.prediction_type)
         solver.set_timesteps(steps)
-        x = noise
+        x, scales = noise, rearrange(scales, "f -> f 1 1 1").to(noise)
         with self.host, self.host.conditioned(condition.repeated(branches)):
             for timestep in solver.timesteps:
                 batch = repeat(x, "b f c h w -> (t b f) c h w", t=branches).to(text.dtype)
                 output = self.base.unet(batch, timestep.to(batch.device), encoder_hidden_states=text).sample.float()
                 output = rearrange(output, "(t b f) c h w -> t b f c h w", t=branches, b=len(x))
-                output = output[0] if branches == 1 else output[0] + cfg * (output[1] - output[0])
+                output = output[0] if branches == 1 else output[0] + scales * (output[1] - output[0])
                 x = solver.step(output, timestep, x, generator=generators).prev_sample
                 tick()
         return x

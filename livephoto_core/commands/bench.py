@@ -42,6 +42,7 @@ def _add_run(parts) -> None:
     ours.add_argument("--steps", type=int, default=20, help="default 20")
     ours.add_argument("--sampler", default="dpmpp_2m", help="dpmpp_2m (default), or lcm, with --steps 4 to 8 and --cfg 1")
     ours.add_argument("--cfg", type=float, default=1.5, help="guidance, 1 is none (default 1.5)")
+    ours.add_argument("--min-cfg", type=float, metavar="CFG", help="the first frame's guidance, rising to --cfg in the last")
     ours.add_argument("--prior", default="0.033,0.016", metavar="FROM,TO", help="share of the inverted photo in the noise")
     ours.add_argument("--batch", type=int, default=8, help="clips made at a time (default 8)")
     others = parser.add_argument_group("other systems")
@@ -229,7 +230,7 @@ def _livephoto(options: argparse.Namespace, suite):
     except ValueError:
         raise LivePhotoError(f"--prior takes two shares as 0.033,0.016, got {options.prior!r}; 0,0 switches it off") from None
     files = ModelFiles(options.model, options.base, options.image_encoder, options.tokenizer)
-    sampling = BatchSampling(options.steps, options.cfg, start, end, options.sampler)
+    sampling = BatchSampling(options.steps, options.cfg, options.min_cfg, start, end, options.sampler)
     return livephoto_system(files, options.device, sampling, options.batch)
 
 

@@ -90,7 +90,7 @@ def measure_arm(
     path = _folder(config, arm.trained, seed) / f"{_file_name(arm.name)}.json"
     if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8")))["settings"] == settings:
         return kept
-    sampling = BatchSampling(config.steps, config.cfg, PRIOR_START * arm.prior, PRIOR_END * arm.prior)
+    sampling = BatchSampling(config.steps, config.cfg, prior_start=PRIOR_START * arm.prior, prior_end=PRIOR_END * arm.prior)
     system = livephoto_system(files, device, sampling, config.batch)
     result = run_suite(system, suite, scorers)
     report = build_report(system, suite, result, settings)

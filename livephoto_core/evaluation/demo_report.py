@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--level-count", type=int, help="clips for the level figures, each made 6 times (default: --count)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance, 1 is none (default 1.5)")
+    parser.add_argument("--min-cfg", type=float, metavar="CFG", help="the first frame's guidance, rising to --cfg in the last")
     parser.add_argument("--batch", type=int, default=8, help="clips made at a time (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the clips and of the noise (default 0)")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
@@ -101,7 +102,7 @@ def _run(options: argparse.Namespace) -> None:
     from .generate import BatchSampling
 
     device = options.device or default_device()
-    sampling = BatchSampling(options.steps, options.cfg)
+    sampling = BatchSampling(options.steps, options.cfg, options.min_cfg)
     level_count = options.count if options.level_count is None else options.level_count
     if min(options.count, level_count, options.batch) < 1:
         raise LivePhotoError("--count, --level-count and --batch must be 1 or more")

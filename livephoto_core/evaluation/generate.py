@@ -12,7 +12,7 @@ from ..base import adapter_tokens, decode, encode_photo, encode_text
 from ..conditioning import ClipCondition
 from ..inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_noise
 from ..model.reweight import apply_weights
-from ..pipeline import SAMPLERS, LivePhoto, check_sampler
+from ..pipeline import SAMPLERS, LivePhoto, check_min_cfg, check_sampler, guidance_scales
 
 # photos [B, 3, S, S], texts, levels, seeds -> clips [B, F, 3, S, S] in 0..1 on the CPU
 Generate = Callable[[torch.Tensor, Sequence[str], Sequence[float], Sequence[int]], torch.Tensor]
@@ -24,12 +24,14 @@ class BatchSampling:
 
     steps: int = 20
     cfg: float = 1.5
+    min_cfg: float | None = None
     prior_start: float = PRIOR_START
     prior_end: float = PRIOR_END
     sampler: str = SAMPLERS[0]
 
     def __post_init__(self) -> None:
         check_sampler(self.sampler, self.steps)
+        check_min_cfg(self.min_cfg, self.cfg)
 
 
 def batch_generator(model: LivePhoto, sampling: BatchSampling) -> Generate:
@@ -53,7 +55,8 @@ def batch_generator(model: LivePhoto, sampling: BatchSampling) -> Generate:
         text = encode_text(base, [*[""] * len(texts) * (branches - 1), *texts])
         text = apply_weights(text, adapter.reweight(text, config.frames))
         model.host.image_strength = model.host.motion_strength = 1.0
-        x = model.denoise(noise, condition, text, sampling.steps, sampling.cfg, sampling.sampler, generators)
+        scales = guidance_scales(sampling.min_cfg, sampling.cfg, config.frames)
+        x = model.denoise(noise, condition, text, sampling.steps, scales, sampling.sampler, generators)
         frames = decode(base, rearrange(x, "b f c h w -> (b f) c h w"))
         return rearrange(frames, "(b f) c h w -> b f c h w", b=len(x)).cpu()
 

@@ -1,5 +1,7 @@
 """Clips over HTTP: what they show, what is run again, progress, previews, and Cancel."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,6 +40,20 @@ def test_clip_is_the_one_that_livephoto_animate_makes(server, animated, frames_o
     assert psnr >= 40
     other = LivePhoto(*demo).animate(photo, Settings(TEXT, intensity=LEVEL, frames=FRAMES, steps=2, cfg=CFG, seed=SEED + 1))
     assert -10 * (found - other).square().mean().log10().item() < 35
+
+
+def test_guidance_that_rises_over_the_frames_is_comfyuis_own_node(server, animated, changed, frames_of, demo):
+    rising = changed(
+        animated[0],
+        rising=("VideoLinearCFGGuidance", {"model": ["apply", 0], "min_cfg": 1.0}),
+        sample={"model": ["rising", 0], "cfg": 4.0},
+    )
+    found, photo = frames_of(server.run(rising)), read_image(server.base / "input" / "chelsea.jpg")
+    settings = Settings(TEXT, intensity=LEVEL, frames=FRAMES, steps=STEPS, cfg=4.0, min_cfg=1.0, seed=SEED)
+    mean_square = (found - LivePhoto(*demo).animate(photo, settings)).square().mean()
+    assert -10 * mean_square.log10().item() >= 40
+    even = LivePhoto(*demo).animate(photo, replace(settings, min_cfg=None))
+    assert (found - even).square().mean() > 4 * mean_square
 
 
 def test_nodes_show_what_they_made(server, animated, frames_of, demo):

@@ -47,6 +47,7 @@ CHANGES = {
     "text": "the circle spins",
     "intensity": 9.0,
     "cfg": 1.0,
+    "min_cfg": 1.0,
     "fit": "pad",
     "negative": "snow falls",
     "prior_start": 0.5,
@@ -75,6 +76,16 @@ def test_guidance_is_the_usual_extrapolation(model, photo):
         latents[name] = sample(model, photo, settings)
     expected = latents["none"] + 3 * (latents["text"] - latents["none"])
     assert torch.allclose(latents["guided"], expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_guidance_rises_over_the_frames(model, photo):
+    """After one step the first frame is that of min_cfg and the last that of cfg; the frames between lie evenly between."""
+    one = replace(SETTINGS, steps=1, negative="still")
+    low, high = (sample(model, photo, replace(one, cfg=cfg)) for cfg in (1.5, 4.0))
+    rising = sample(model, photo, replace(one, cfg=4.0, min_cfg=1.5))
+    shares = torch.linspace(0, 1, len(low))[:, None, None, None]
+    assert torch.allclose(rising, low + shares * (high - low), atol=1e-4 * float(high.abs().max()))
+    assert not torch.equal(rising, high)
 
 
 def sample(model, photo, settings):
@@ -167,6 +178,7 @@ WRONG = {
     "frames": (1, "2 to 16 frames with this model, got 1"),
     "steps": (0, "steps must be 1 to 999, got 0"),
     "cfg": (float("nan"), "cfg must be a number from 1"),
+    "min_cfg": (SETTINGS.cfg + 1, r"min_cfg, the first frame's guidance, must be from 1 to cfg \("),
     "seed": (-1, "the seed must be 0 to"),
     "size": (100, "multiple of 8 .*, got 100: try 96"),
     "fit": ("zoom", "unknown fit 'zoom'"),
