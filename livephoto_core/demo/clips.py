@@ -12,7 +12,7 @@ from .captions import TEMPLATES, caption, wrong_words
 from .motions import CAMERA, MOTIONS, STILL, THING, Placement
 from .photos import Photo
 from .scenes import Scene, Thing, render, speed_for
-from .sprites import COLOURS, Outline, colour_fill, draw_sprite
+from .sprites import COLOURS, ODD_NAMES, Outline, colour_fill, draw_sprite, odd_outline
 
 PHOTO_MOTIONS = tuple(m for m in MOTIONS if m not in THING)
 # 1 - SSIM of adjacent frames that clips aim at; every motion covers as much of it as it can reach
@@ -69,7 +69,11 @@ def _window(backdrop: torch.Tensor, room: float, rng: np.random.Generator) -> tu
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips drawn from photographs and shapes. `thing_share` of them carry a thing that moves; the rest are whole photographs."""
+    """Clips drawn from photographs and shapes. `thing_share` of them carry a thing that moves; the rest are whole photographs.
+
+    `odd_share` of the things have a shape of their own, under any name, and `mirror_share` of the photographs are mirrored: a
+    model that saw a dozen shapes moves those and dissolves others.
+    """
 
     photos: list[Photo]
     shapes: dict[str, Outline]
@@ -78,6 +82,8 @@ class ClipSet:
     seed: int = 0
     thing_share: float = 0.45
     wrong_share: float = 0.33
+    odd_share: float = 0.0
+    mirror_share: float = 0.0
     templates: dict[str, tuple[str, ...]] | None = None
 
     def scene(self, index: int, motion: str | None = None) -> tuple[Scene, np.random.Generator]:
@@ -92,8 +98,14 @@ class ClipSet:
         thing = None
         colour = list(COLOURS)[rng.integers(len(COLOURS))]
         name = list(self.shapes)[rng.integers(len(self.shapes))]
+        if self.mirror_share and rng.random() < self.mirror_share:
+            backdrop = backdrop.flip(-1)
         if moves_thing:
-            sprite = draw_sprite(self.shapes[name], colour_fill(colour, rng))
+            outline = self.shapes[name]
+            if self.odd_share and rng.random() < self.odd_share:
+                names = (*ODD_NAMES, *self.shapes)
+                outline, name = odd_outline(rng), names[rng.integers(len(names))]
+            sprite = draw_sprite(outline, colour_fill(colour, rng))
             thing = Thing(sprite, _start(motion, rng), name, colour)
         scene = Scene(
             backdrop=backdrop,

@@ -92,6 +92,27 @@ HELD_OUT_SHAPES: dict[str, Outline] = {
     "arrow": ARROWHEAD,
 }
 
+ODD_NAMES = ("shape", "thing", "blob")
+
+
+def odd_outline(rng: np.random.Generator) -> Outline:
+    """A shape that nobody named: a blob, a polygon of 4 to 9 corners, or petals, of any proportions."""
+    kind = rng.integers(3)
+    if kind == 0:
+        heights, turns = rng.uniform(-1, 1, 5) * (0.25, 0.25, 0.2, 0.15, 0.1), rng.uniform(0, 2 * math.pi, 5)
+        waves = list(zip(heights, turns, strict=True))
+        outline = _polar(lambda a: min(1.0, max(0.15, 0.65 + sum(h * math.cos(n * a + t) for n, (h, t) in enumerate(waves, 1)))))
+    elif kind == 1:
+        corners = int(rng.integers(4, 10))
+        # a corner a sector: angles drawn anywhere leave slivers
+        angles = 2 * math.pi * (np.arange(corners) + rng.uniform(0, 0.8, corners)) / corners
+        outline = [(r * math.sin(a), -r * math.cos(a)) for r, a in zip(rng.uniform(0.4, 1, corners), angles, strict=True)]
+    else:
+        petals, inner, bend = int(rng.integers(2, 9)), rng.uniform(0.25, 0.75), rng.uniform(0.5, 2)
+        outline = _polar(lambda a: inner + (0.95 - inner) * abs(math.cos(petals * a / 2)) ** bend)
+    wide, high = rng.uniform(0.6, 1, 2)
+    return [(float(wide * x), float(high * y)) for x, y in outline]
+
 
 def shape_mask(outline: Outline) -> np.ndarray:
     """The shape's coverage [TEXTURE, TEXTURE], 0..1, antialiased; its unit square spans 80 % of the texture."""
