@@ -57,8 +57,8 @@ class Phase:
 
     The camera's motions first: they teach the content attention to fetch. Among all motions, most of which leave the picture where
     it is, its finest level settles on looking straight ahead, and stays there. Two frames of many clips then teach what moves where
-    sooner than sixteen of a few. Whole clips at last teach the frames to go together, and the first to be the photo, so that it is
-    stressed and what moves is stressed less.
+    sooner than sixteen of a few; words must be read before a price on them can tell those that help from the rest. Whole clips at
+    last teach the frames to go together, and the first to be the photo, so that it is stressed and what moves is stressed less.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Phase:
     timestep_shift: float
     motion_weight: float
     first_frame_weight: float = 1.0
+    word_penalty: float = 0.0
     words: tuple[str, ...] = ()
 
 
@@ -82,6 +83,7 @@ APART = Phase(
     decay_from=0.0,
     timestep_shift=2.0,
     motion_weight=1.0,
+    word_penalty=0.004,
 )
 
 
@@ -179,6 +181,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
         "motion_weight": phase.motion_weight,
         "first_frame_weight": phase.first_frame_weight,
         "padding_penalty": 0.01,
+        "word_penalty": phase.word_penalty,
         "ema": 0.998,
         "save_every": 200,
         "validate_every": 200,
@@ -258,7 +261,7 @@ def build(
         raise SystemExit("caching the clips failed: see above")
     make_base(base, still_steps)
     phases = (
-        replace(APART, name="camera", steps=camera_steps, decay_from=1.0, timestep_shift=3.0, words=CAMERA_WORDS),
+        replace(APART, name="camera", steps=camera_steps, decay_from=1.0, timestep_shift=3.0, word_penalty=0.0, words=CAMERA_WORDS),
         replace(APART, steps=steps),
         replace(
             APART,
@@ -269,6 +272,7 @@ def build(
             learning_rate=6e-4,
             motion_weight=0.5,
             first_frame_weight=6.0,
+            word_penalty=0.002,
         ),
     )
     cache, start, adapter = base / "cache", base, None

@@ -44,8 +44,8 @@ class RunConfig:
     """A training run; the defaults are the paper's recipe (section 4.1) for a frozen SD1.5.
 
     `batch` counts clips over all processes and accumulated steps. `frames_per_clip` trains on that many frames drawn from each
-    clip, 0 for all. `motion_weight`, `first_frame_weight` and `padding_penalty` are those of model.LossWeights; at their
-    defaults the loss is the paper's plain mean. `timestep_shift` above 1 draws more of the noisy timesteps, where motion is
+    clip, 0 for all. `motion_weight`, `first_frame_weight`, `padding_penalty` and `word_penalty` are those of model.LossWeights; at
+    their defaults the loss is the paper's plain mean. `timestep_shift` above 1 draws more of the noisy timesteps, where motion is
     decided. Without `freeze_base` the UNet and the text encoder train too, and `out` is then a whole base folder. `optimizer` is
     "adamw", or "muon": Muon for the matrices of hidden layers and AdamW for the rest, at one learning rate. `rate_factors`
     multiplies the learning rate of parameters whose name starts with the key. 0 for `validate_every` or `sample_every` is never.
@@ -79,6 +79,7 @@ class RunConfig:
     motion_weight: float = 0.0
     first_frame_weight: float = 1.0
     padding_penalty: float = 0.0
+    word_penalty: float = 0.0
     timestep_shift: float = 1.0
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
@@ -232,6 +233,7 @@ _AT_LEAST_ZERO = (
     "clip_gradients",
     "motion_weight",
     "padding_penalty",
+    "word_penalty",
     "frames_per_clip",
     "seed",
     "validate_every",

@@ -71,13 +71,14 @@ def first_frame_weights(places: torch.Tensor, factor: float) -> torch.Tensor:
     return (weights / weights.mean())[:, None, None, None]
 
 
-def padding_weight(weights: torch.Tensor, text_ids: torch.Tensor) -> torch.Tensor:
-    """What the end of the texts [B, L] and the padding behind it, whatever is like the last token, weigh in all [B].
+def token_weights(weights: torch.Tensor, text_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the words of texts [B, L] weigh in all [B], and what their ends and the padding behind, all like the last token, do.
 
-    weights: [B, F, L]. A sum over tokens, for one open token is enough to read a sentence from.
+    weights: [B, F, L]. Sums over tokens, for one open token is enough to read a sentence from.
     """
-    padding = (text_ids == text_ids[:, -1:]).to(weights)
-    return (weights.mean(1) * padding).sum(1)
+    padding = text_ids == text_ids[:, -1:]
+    mean = weights.mean(1)
+    return mean.masked_fill(padding, 0).sum(1), mean.masked_fill(~padding, 0).sum(1)
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,14 @@ class LossWeights:
 
     motion: as in `motion_weights`. first_frame: the factor on the clip's first frame.
     padding: the price of a token of padding that weighs 1. A text encoder that trains along and looks back along the text writes
-    the sentence there, where the UNet then reads it from seventy tokens alike, and no word's own weight matters.
+    the sentence there, where the UNet then reads it from seventy tokens alike, and no word's own weight matters. words: the price
+    of a word that weighs 1. Words that help pay for themselves; without a price the others have no reason to weigh less.
     """
 
     motion: float = 0.0
     first_frame: float = 1.0
     padding: float = 0.0
+    words: float = 0.0
 
 
 class TrainingModel(nn.Module):
@@ -156,7 +159,8 @@ class TrainingModel(nn.Module):
         stress = self.loss_weights
         error = error * motion_weights(latents, reference, stress.motion)
         error = error * first_frame_weights(places, stress.first_frame)
-        return error.mean((1, 2, 3, 4)) + stress.padding * padding_weight(weights, batch.text_ids)
+        words, padding = token_weights(weights, batch.text_ids)
+        return error.mean((1, 2, 3, 4)) + stress.padding * padding + stress.words * words
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name."""

@@ -249,7 +249,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         raise LivePhotoError(
             f"none of {len(clips)} clips has level {run.data.least_level} or more and one of data.words: ask for less"
         )
-    stress = LossWeights(run.motion_weight, run.first_frame_weight, run.padding_penalty)
+    stress = LossWeights(run.motion_weight, run.first_frame_weight, run.padding_penalty, run.word_penalty)
     model = TrainingModel(base.unet, adapter, base.text_encoder, config.schedule, base.prediction_type, run.freeze_base, stress)
     batches = Batches(
         clips,

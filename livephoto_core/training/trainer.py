@@ -39,6 +39,7 @@ FIXED_SETTINGS = (
     "motion_weight",
     "first_frame_weight",
     "padding_penalty",
+    "word_penalty",
     "timestep_shift",
     "seed",
 )

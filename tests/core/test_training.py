@@ -24,7 +24,7 @@ from livephoto_core.media_write import write_clip
 from livephoto_core.training.batches import Batches, drawn_places, drawn_timesteps, one_ahead
 from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
 from livephoto_core.training.config import RunConfig, load_run, run_from_dict
-from livephoto_core.training.model import Batch, first_frame_weights, motion_weights, padding_weight
+from livephoto_core.training.model import Batch, first_frame_weights, motion_weights, token_weights
 from livephoto_core.training.run import prepare, train
 from livephoto_core.training.samples import NO_CAPTION, readable
 from livephoto_core.training.trainer import (
@@ -202,27 +202,30 @@ def test_stress_on_the_first_frame_is_in_the_loss(run_file):
     assert not torch.allclose(first, second, rtol=0.01)
 
 
-def test_the_weight_of_padding_is_the_ends_and_what_follows():
+def test_the_weights_of_words_and_of_the_ends_and_what_follows():
     weights = torch.tensor([[[0.1, 0.2, 0.4, 0.6], [0.1, 0.2, 0.6, 0.8]]])
-    assert padding_weight(weights, torch.tensor([[1, 5, 9, 9]])).item() == pytest.approx(1.2)
+    words, padding = token_weights(weights, torch.tensor([[1, 5, 9, 9]]))
+    assert (words.item(), padding.item()) == (pytest.approx(0.3), pytest.approx(1.2))
     # a text that fills every token ends with the last
-    assert padding_weight(weights, torch.tensor([[1, 5, 6, 9]])).item() == pytest.approx(0.7)
+    words, padding = token_weights(weights, torch.tensor([[1, 5, 6, 9]]))
+    assert (words.item(), padding.item()) == (pytest.approx(0.8), pytest.approx(0.7))
 
 
-def test_a_price_on_padding_is_paid_in_the_loss_and_shuts_it(run_file, tmp_path):
+@pytest.mark.parametrize(("option", "part"), [("word_penalty", 0), ("padding_penalty", 1)])
+def test_a_price_is_paid_in_the_loss_and_lowers_the_weight_of_its_tokens(run_file, tmp_path, option, part):
     losses, shares = [], []
     for name, price in (("free", 0.0), ("priced", 0.1)):
-        file = run_file(name, padding_penalty=price, rate_factors={}, steps=12)
+        file = run_file(name, **{option: price}, rate_factors={}, steps=12)
         model, batches, *_ = prepare(load_run(file))
         batch = batches.fixed([2, 3], 500)
         with torch.no_grad():
             losses.append(model(batch))
-            start = padding_weight(model.weigh_text(batch)[1], batch.text_ids)
+            start = token_weights(model.weigh_text(batch)[1], batch.text_ids)[part]
         train(file)
         trained = load_adapter(tmp_path / name / "adapter.safetensors").reweight
         with torch.no_grad():
             weights = trained(model.text_encoder(batch.text_ids).last_hidden_state, 2)
-            shares.append(padding_weight(weights, batch.text_ids).mean())
+            shares.append(token_weights(weights, batch.text_ids)[part].mean())
     torch.testing.assert_close(losses[1] - losses[0], 0.1 * start)
     assert shares[1] < 0.9 * shares[0]
 
