@@ -13,7 +13,7 @@ from livephoto_core.lora import apply_lora
 # as in inside/neighbours.py
 SCALE, SHIFT = 1.1, 0.1
 STRENGTH = 0.8
-PICTURE_TOKENS, PICTURE_WEIGHT = 4, 20.0
+PICTURE_TOKENS, PICTURE_WEIGHT = 4, 40.0
 LAYERS = (
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
     "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0",
