@@ -69,12 +69,6 @@ class TextReweighter(nn.Module):
 class EvenWeights(nn.Module):
     """Stands in for the TextReweighter of an adapter that was trained without it: every token counts fully in every frame."""
 
-    def logits(self, text: torch.Tensor) -> torch.Tensor:
-        """Text embeddings [B, L, D] -> the logits of the weights [B, L, F] in the frames that it was trained on."""
-        for layer in self.layers:
-            text = layer(text)
-        return self.to_frames(self.norm(text))
-
     def forward(self, text: torch.Tensor, frames: int) -> torch.Tensor:
         """Text embeddings [B, L, D] -> ones [B, F, L]."""
         return text.new_ones(len(text), frames, text.shape[1])
