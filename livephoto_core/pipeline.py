@@ -42,7 +42,7 @@ class Settings:
     """What a clip is made from, beside the photo.
 
     `frames` and `size` (pixels a side) of None mean the checkpoint's. `cfg` 1 samples without guidance, in half the time.
-    `min_cfg` is the first frame's guidance, from where it rises evenly to `cfg` in the last: it keeps the first frame the photo;
+    `min_cfg` is the first frame's guidance, from where it rises evenly to `cfg` in the last: 1 leaves the photo unguided;
     None means `cfg` in every frame.
     `sampler` is "dpmpp_2m", or "lcm" for 4 to 8 steps of a base with an LCM-LoRA (arXiv 2311.05556).
     `prior_start` and `prior_end` are the shares of the inverted photo in the first and the last frame's noise; both 0: none. The
