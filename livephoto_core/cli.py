@@ -15,7 +15,7 @@ from .errors import LivePhotoError
 USER_ERROR = 2
 INTERRUPTED = 130
 # Guidance at 4 is for SD1.5; the demo's small model over-contrasts above this.
-DEMO_CFG, SD15_CFG = 1.5, 4.0
+DEMO_CFG, DEMO_MIN_CFG, SD15_CFG = 2.5, 1.0, 4.0
 STEPS = 20
 # a model distilled for few steps has guidance in its weights already
 LCM, LCM_CFG, LCM_STEPS = "lcm", 1.0, 6
@@ -90,7 +90,10 @@ def _add_animate(commands) -> None:
         help=f"guidance, 1 is none (default {SD15_CFG:g}; for the demo {DEMO_CFG:g}; with --sampler lcm {LCM_CFG:g})",
     )
     parser.add_argument(
-        "--min-cfg", type=float, metavar="CFG", help="guidance of the first frame, rising to --cfg in the last (default: --cfg)"
+        "--min-cfg",
+        type=float,
+        metavar="CFG",
+        help=f"guidance of the first frame, rising to --cfg in the last (default: --cfg; for the demo {DEMO_MIN_CFG:g})",
     )
     parser.add_argument(
         "--sampler", default="dpmpp_2m", help=f"dpmpp_2m (default), or {LCM} for 4 to 8 steps with an LCM-LoRA, at --cfg 1 to 2"
@@ -199,17 +202,16 @@ def _animate(options: argparse.Namespace) -> None:
         options.precision,
     )
     levels = [check_level(level.strip()) for level in options.intensity.split(",")]
-    default_steps, default_cfg = STEPS, DEMO_CFG if options.model == DEMO else SD15_CFG
-    if options.sampler == LCM:
-        default_steps, default_cfg = LCM_STEPS, LCM_CFG
+    default_steps = LCM_STEPS if options.sampler == LCM else STEPS
+    cfg, min_cfg = _guidance(options, options.model == DEMO)
     start, end = _shares(options.prior)
     settings = Settings(
         options.text,
         frames=options.frames,
         steps=default_steps if options.steps is None else options.steps,
         sampler=options.sampler,
-        cfg=default_cfg if options.cfg is None else options.cfg,
-        min_cfg=options.min_cfg,
+        cfg=cfg,
+        min_cfg=min_cfg,
         seed=options.seed,
         size=options.size,
         fit=options.fit,
@@ -221,6 +223,17 @@ def _animate(options: argparse.Namespace) -> None:
         motion_strength=options.motion_strength,
     )
     print(animate(options.photo, options.out, settings, levels, files, options.fps, options.device or default_device()))
+
+
+def _guidance(options: argparse.Namespace, demo: bool) -> tuple[float, float | None]:
+    """(cfg, min_cfg) of the options, where they are silent those of the model and the sampler."""
+    cfg, min_cfg = options.cfg, options.min_cfg
+    if cfg is None:
+        cfg = LCM_CFG if options.sampler == LCM else DEMO_CFG if demo else SD15_CFG
+    # guided, the small model's first frame is no longer the photo
+    if min_cfg is None and demo and cfg > DEMO_MIN_CFG:
+        min_cfg = DEMO_MIN_CFG
+    return cfg, min_cfg
 
 
 def _measure(options: argparse.Namespace) -> None:

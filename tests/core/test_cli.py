@@ -64,6 +64,23 @@ def test_lcm_has_few_steps_and_no_guidance_unless_told(photo, model, tmp_path):
     assert read_settings(out)["steps"] == 20
 
 
+GUIDANCE = {
+    "nothing said": ([], 2.5, 1.0),
+    "stronger": (["--cfg", "4"], 4.0, 1.0),
+    "even": (["--min-cfg", "2.5"], 2.5, 2.5),
+    "none": (["--cfg", "1"], 1.0, None),
+    "lcm": (["--sampler", "lcm"], 1.0, None),
+}
+
+
+@pytest.mark.parametrize("said, cfg, min_cfg", GUIDANCE.values(), ids=GUIDANCE)
+def test_the_guidance_of_the_demo_rises_from_none(photo, tmp_path, said, cfg, min_cfg):
+    out = tmp_path / "out.png"
+    assert main(["animate", photo, "still", "--steps", "1", "--frames", "2", *said, "-o", str(out)]) == 0
+    settings = read_settings(out)
+    assert (settings["cfg"], settings["min_cfg"]) == (cfg, min_cfg)
+
+
 def test_levels_as_a_sheet_and_side_by_side(photo, model, tmp_path):
     common = ["animate", photo, "still", "--steps", "1", "--intensity", "1,3.5,10", *model]
     assert main([*common, "-o", str(tmp_path / "sheet.png")]) == 0
