@@ -22,18 +22,15 @@ from transformers import CLIPTextModel, Dinov2Model, PreTrainedTokenizerFast
 from ..checkpoint import CONFIG_KEY, opened, read_config, save_tensors
 from ..config import to_json
 from ..files import atomic_folder, atomic_path
-from ..training.cache import CachedClips, build_cache
+from ..training.cache import CachedClips
 from ..training.run import token_ids_of
 from .base import adapter_config, new_scheduler, new_unet, train_on_stills
 from .captions import corpus
-from .clips import ClipSet
-from .encode import encode_clip, load_encoders
+from .clip_cache import HELD_OUT, held_out_clips, make_cache, training_clips
 from .padding import shut_padding
 from .patches import train_patch_encoder
-from .photos import package_photos
 from .portable import make_portable
 from .preview import preview_map
-from .sprites import HELD_OUT_SHAPES, SHAPES
 from .stills import Stills, held_out_stills
 from .text import LENGTH, new_text_encoder, teach_words, train_tokenizer
 from .vae import train_vae
@@ -42,13 +39,8 @@ from .vae import train_vae
 PATCH_SCENES = 500_000
 TEXT_STEPS = 600
 CAMERA_WORDS = ("camera", "panning", "zooming", "turning")
-HELD_OUT = 24
 TEST_STILLS = 96
 COMPONENT_STILLS = 512
-# most of the clips: what a thing does is small in the picture, and learnt late
-THING_SHARE = 0.6
-# a model that saw a dozen shapes on their photographs alone did far worse on others
-ODD_SHARE, MIRROR_SHARE = 0.65, 0.5
 
 
 @dataclass(frozen=True)
@@ -87,18 +79,6 @@ APART = Phase(
 )
 
 
-def training_clips() -> ClipSet:
-    """The clips that the demo learns from."""
-    train, _ = package_photos()
-    return ClipSet(train, SHAPES)
-
-
-def held_out_clips(thing_share: float) -> ClipSet:
-    """Clips of photographs and shapes that the demo never sees."""
-    _, test = package_photos()
-    return ClipSet(test, HELD_OUT_SHAPES, seed=1, thing_share=thing_share)
-
-
 def make_vae(base: Path, steps: int) -> None:
     """The VAE, saved in the base folder."""
     if (base / "vae").exists():
@@ -116,21 +96,6 @@ def make_patch_encoder(base: Path, steps: int) -> None:
     encoder = train_patch_encoder(Stills(training_clips(), PATCH_SCENES), steps, 16)
     with atomic_folder(base / "image_encoder") as folder:
         encoder.save_pretrained(folder)
-
-
-def make_cache(base: Path, count: int, process: int, processes: int) -> None:
-    """This process's share of the clip cache; its first clips are the held-out ones that validation uses."""
-    vae, patches = load_encoders(base)
-    varied = {"odd_share": ODD_SHARE, "mirror_share": MIRROR_SHARE}
-    train, test = replace(training_clips(), thing_share=THING_SHARE, **varied), held_out_clips(THING_SHARE)
-    torch.set_num_threads(1)
-    build_cache(
-        base / "cache",
-        count,
-        lambda i: encode_clip(test if i < HELD_OUT else train, i, vae, patches),
-        process,
-        processes,
-    )
 
 
 def make_base(base: Path, steps: int) -> None:
@@ -253,12 +218,7 @@ def build(
     base.mkdir(parents=True, exist_ok=True)
     make_vae(base, vae_steps)
     make_patch_encoder(base, patch_steps)
-    cachers = [
-        subprocess.Popen([sys.executable, "-m", __spec__.name, str(out), "--clips", str(clips), "--cache", f"{p}/{processes}"])
-        for p in range(processes)
-    ]
-    if any(process.wait() for process in cachers):
-        raise SystemExit("caching the clips failed: see above")
+    make_cache(base, base / "cache", clips, processes)
     make_base(base, still_steps)
     phases = (
         replace(APART, name="camera", steps=camera_steps, decay_from=1.0, timestep_shift=3.0, word_penalty=0.0, words=CAMERA_WORDS),
@@ -298,12 +258,7 @@ def main() -> None:
     parser.add_argument("--camera-steps", type=int, default=700)
     parser.add_argument("--whole-steps", type=int, default=600)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--cache", metavar="K/N", help="only fill share K of N of the cache")
     options = parser.parse_args()
-    if options.cache:
-        process, processes = (int(v) for v in options.cache.split("/"))
-        make_cache(options.out / "base", options.clips, process, processes)
-        return
     build(
         options.out,
         options.vae_steps,

@@ -23,8 +23,8 @@ def encode_clip(clips: ClipSet, index: int, vae: AutoencoderKL, patches: Dinov2M
 
 
 def load_encoders(folder: Path) -> tuple[AutoencoderKL, Dinov2Model]:
-    """The trained VAE and patch encoder of a demo base folder."""
+    """The trained VAE and patch encoder of a demo base folder, in float32 whatever the files hold."""
     # channels-last halves the time of its thin convolutions on a CPU
-    vae = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last).eval()
-    patches = Dinov2Model.from_pretrained(folder / "image_encoder").eval()
+    vae = AutoencoderKL.from_pretrained(folder / "vae").float().to(memory_format=torch.channels_last).eval()
+    patches = Dinov2Model.from_pretrained(folder / "image_encoder").float().eval()
     return vae, patches

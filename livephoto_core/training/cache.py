@@ -112,19 +112,27 @@ def check_made_from(folder: Path, found: dict[str, Any], wanted: dict[str, Any])
         )
 
 
-def build_cache(folder: Path, count: int, encode: Callable[[int], EncodedClip], process: int = 0, processes: int = 1) -> None:
-    """Encode clips 0..count-1 in shards, processes taking turns by shard; shards that are whole are kept.
+def fill_shards(folder: Path, count: int, encode: Callable[[int], EncodedClip], process: int = 0, processes: int = 1) -> None:
+    """Encode clips 0..count-1, processes taking turns by shard; shards that are whole are kept. `finish_cache` then ends it.
 
     Raises:
         LivePhotoError: the folder cannot be written.
     """
     make_folder(folder)
-    counts = [min(SHARD, count - first) for first in range(0, count, SHARD)]
+    counts = _shard_counts(count)
     for number in range(process, len(counts), processes):
         path = shard_path(folder, number)
         if _stored_count(path) != counts[number]:
             write_shard(path, [encode(i) for i in range(number * SHARD, number * SHARD + counts[number])])
-    write_manifest(folder, Manifest(counts=counts, position=count, finished=True))
+
+
+def finish_cache(folder: Path, count: int, made_from: dict[str, Any]) -> None:
+    """The manifest of a cache whose shards are all there."""
+    write_manifest(folder, Manifest(made_from=made_from, counts=_shard_counts(count), position=count, finished=True))
+
+
+def _shard_counts(count: int) -> list[int]:
+    return [min(SHARD, count - first) for first in range(0, count, SHARD)]
 
 
 def cache_stream(folder: Path, items: Iterable[EncodedClip | Skipped], manifest: Manifest | None = None) -> int:

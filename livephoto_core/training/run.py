@@ -43,11 +43,14 @@ _SAMPLED = 64
 
 
 def weights_digest(part: nn.Module) -> str:
-    """Tells a VAE or an image encoder from another: a hash of some values of each tensor, and of what scales its output."""
+    """Tells a VAE or an image encoder from another: a hash of some values of each tensor, and of what scales its output.
+
+    Of the values in half precision, so that a model is itself after it was saved so.
+    """
     digest = hashlib.sha256(str(getattr(part.config, "scaling_factor", None)).encode())
     for name, tensor in part.state_dict().items():
         values = tensor.detach().flatten()
-        some = values[:: max(1, len(values) // _SAMPLED)].cpu().contiguous()
+        some = values[:: max(1, len(values) // _SAMPLED)].cpu().half().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from PIL import Image
 
 from livephoto_core.checkpoint import load_adapter, read_config
 from livephoto_core.cli import main
+from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.config import Parts
-from livephoto_core.demo.base import adapter_config, new_unet
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.evaluation import ablations
 from livephoto_core.evaluation import suite as suites
@@ -157,11 +158,13 @@ def test_a_stopped_training_goes_on(study, tmp_path, monkeypatch):
     assert all(torch.equal(value, unbroken[name]) for name, value in stopped.items())
 
 
-def test_the_demos_study_starts_from_the_demos_adapter():
+def test_the_demos_study_starts_from_the_shipped_demo(monkeypatch):
+    """In the project's folder, which its paths are relative to."""
+    monkeypatch.chdir(Path(__file__).parents[2])
     config = load_ablations(DEMO_STUDY)
-    assert config.adapter == adapter_config(new_unet())
+    assert Path(config.base).resolve() == DEMO_FOLDER
+    assert read_config(config.start_adapter) == read_config(DEMO_FOLDER / "adapter.safetensors")
     assert config.chosen == ARMS and len(config.seeds) >= 2
-    assert [phase["frames_per_clip"] for phase in config.training] == [2, 2, 0]
 
 
 @pytest.mark.parametrize(

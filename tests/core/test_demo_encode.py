@@ -1,18 +1,30 @@
 """Procedural clips in the form that the trainer caches."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from einops import rearrange
 
+from livephoto_core import training
 from livephoto_core.base import photo_tokens
+from livephoto_core.commands.model_files import DEMO_FOLDER
+from livephoto_core.demo import clip_cache
 from livephoto_core.demo.base import content_shape
 from livephoto_core.demo.clips import ClipSet
-from livephoto_core.demo.encode import encode_clip
+from livephoto_core.demo.encode import encode_clip, load_encoders
 from livephoto_core.demo.patches import new_patch_encoder
 from livephoto_core.demo.photos import Photo
 from livephoto_core.demo.sprites import SHAPES
 from livephoto_core.demo.vae import new_vae, optimizer_of, patch_components, reconstruction_loss, set_linear_encoder
+from livephoto_core.errors import LivePhotoError
 from livephoto_core.intensity import clip_ssim
+from livephoto_core.training.cache import finish_cache
+from livephoto_core.training.config import read_values, run_from_dict
+from livephoto_core.training.run import prepare
+
+RECIPE = Path(training.__file__).parent / "recipes" / "demo_further.toml"
 
 
 @torch.no_grad()
@@ -29,6 +41,31 @@ def test_a_clip_is_encoded_with_the_level_of_what_the_vae_shows():
     shown = (vae.decode(encoded.latents / 0.5).sample / 2 + 0.5).clamp(0, 1)
     assert encoded.ssim == pytest.approx(float(clip_ssim(shown)), abs=1e-5)
     assert encoded.ssim != pytest.approx(float(clip_ssim(clip.frames)), abs=1e-3)
+
+
+def test_the_shipped_demo_can_be_trained_further(tmp_path, monkeypatch):
+    """By its recipe, on clips encoded by its own parts, which the trainer takes and which no other demo may add to."""
+    monkeypatch.chdir(RECIPE.parents[3])
+    noise = [Photo("noise", (255 * torch.rand(3, 96, 128)).byte())]
+    monkeypatch.setattr(clip_cache, "package_photos", lambda: (noise, noise))
+    cache = tmp_path / "cache"
+    for process in range(2):
+        clip_cache.make_share(DEMO_FOLDER, cache, 26, process, 2)
+    finish_cache(cache, 26, clip_cache.origin_of(DEMO_FOLDER))
+    values = read_values(RECIPE)
+    data = {**values["data"], "path": str(cache), "held_out": 2}
+    model, batches, held_out, _ = prepare(run_from_dict({**values, "data": data, "out": str(tmp_path / "run")}))
+    assert (len(batches.clips), held_out) == (26, [0, 1])
+    assert model.adapter.config.intensity_from == "reconstruction"
+
+    other = tmp_path / "other"
+    shutil.copytree(DEMO_FOLDER / "image_encoder", other / "image_encoder")
+    vae, _ = load_encoders(DEMO_FOLDER)
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.mul_(1.5)
+    vae.save_pretrained(other / "vae")
+    with pytest.raises(LivePhotoError, match=r"another the VAE .*another cache folder, or delete"):
+        clip_cache.make_cache(other, cache, 26, 1)
 
 
 def pictures(count, side=64):

@@ -21,8 +21,9 @@ from livephoto_core.training.cache import (
     CachedClips,
     EncodedClip,
     Manifest,
-    build_cache,
     cache_stream,
+    fill_shards,
+    finish_cache,
     read_manifest,
     shard_path,
 )
@@ -287,7 +288,9 @@ def test_shards_of_an_older_cache_are_not_read(tmp_path):
 
 def test_a_grown_cache_has_no_gaps(tmp_path):
     for count in (5, 2 * SHARD + 1, SHARD + 3):
-        build_cache(tmp_path, count, encoded)
+        for process in range(2):
+            fill_shards(tmp_path, count, encoded, process, 2)
+        finish_cache(tmp_path, count, {})
         clips = CachedClips(tmp_path)
         assert clips.captions == [str(i) for i in range(count)]
         assert clips.latents([count - 1])[0, 0, 0, 0, 0] == (count - 1) / 8

@@ -1,0 +1,102 @@
+"""The demo's clips, encoded for training: `python -m livephoto_core.demo.clip_cache OUT --count 6016`.
+
+With the shipped demo's encoders, OUT is what trains it further: `livephoto train` with data.kind "cache" and the demo's weights
+as base. What a stopped run left in OUT is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..commands.model_files import DEMO_FOLDER
+from ..errors import LivePhotoError
+from ..training.cache import Manifest, check_made_from, fill_shards, finish_cache, made_from_of, make_folder, write_manifest
+from ..training.run import weights_digest
+from .clips import ClipSet
+from .encode import encode_clip, load_encoders
+from .photos import package_photos
+from .sprites import HELD_OUT_SHAPES, SHAPES
+
+# the first clips of a cache, of scenes that are not trained on: validation's
+HELD_OUT = 24
+# most of the clips: what a thing does is small in the picture, and learnt late
+THING_SHARE = 0.6
+# a model that saw a dozen shapes on their photographs alone did far worse on others
+ODD_SHARE, MIRROR_SHARE = 0.65, 0.5
+
+
+def training_clips() -> ClipSet:
+    """Photographs and shapes that the demo learns from."""
+    train, _ = package_photos()
+    return ClipSet(train, SHAPES)
+
+
+def held_out_clips(thing_share: float) -> ClipSet:
+    """Clips of photographs and shapes that the demo never sees."""
+    _, test = package_photos()
+    return ClipSet(test, HELD_OUT_SHAPES, seed=1, thing_share=thing_share)
+
+
+def origin_of(encoders: Path) -> dict[str, str]:
+    """What a cache is made from, as `livephoto train` holds it against its base."""
+    vae, patches = load_encoders(encoders)
+    return {
+        "data.intensity_from": "reconstruction",
+        "the VAE": weights_digest(vae),
+        "the image encoder": weights_digest(patches),
+    }
+
+
+def make_cache(encoders: Path, out: Path, count: int, processes: int) -> None:
+    """Fill a cache in several processes of one thread.
+
+    Raises:
+        LivePhotoError: the folder holds clips of other encoders, or cannot be written.
+        SystemExit: a process failed; what they wrote is kept.
+    """
+    made_from = origin_of(encoders)
+    check_made_from(out, made_from_of(out), made_from)
+    make_folder(out)
+    write_manifest(out, Manifest(made_from=made_from))
+    command = [sys.executable, "-m", __spec__.name, str(out), "--encoders", str(encoders), "--count", str(count)]
+    running = [subprocess.Popen([*command, "--share", f"{process}/{processes}"]) for process in range(processes)]
+    if any([process.wait() for process in running]):
+        raise SystemExit("caching the clips failed: see above")
+    finish_cache(out, count, made_from)
+
+
+def make_share(encoders: Path, out: Path, count: int, process: int, processes: int) -> None:
+    """One process's share of a cache."""
+    vae, patches = load_encoders(encoders)
+    varied = {"odd_share": ODD_SHARE, "mirror_share": MIRROR_SHARE}
+    train, test = replace(training_clips(), thing_share=THING_SHARE, **varied), held_out_clips(THING_SHARE)
+    torch.set_num_threads(1)
+    fill_shards(out, count, lambda i: encode_clip(test if i < HELD_OUT else train, i, vae, patches), process, processes)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m livephoto_core.demo.clip_cache", description=__doc__)
+    parser.add_argument("out", type=Path, help="folder of the cache")
+    parser.add_argument("--count", type=int, default=6016, help=f"clips, the first {HELD_OUT} for validation (default 6016)")
+    parser.add_argument("--encoders", type=Path, default=DEMO_FOLDER, help="a demo model's folder (default: the one that ships)")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--share", metavar="K/N", help="only share K of N")
+    options = parser.parse_args()
+    if options.share is None:
+        try:
+            make_cache(options.encoders, options.out, options.count, options.processes)
+        except LivePhotoError as error:
+            raise SystemExit(str(error)) from error
+    else:
+        make_share(options.encoders, options.out, options.count, *map(int, options.share.split("/")))
+
+
+if __name__ == "__main__":
+    main()
