@@ -5,25 +5,39 @@ re-weighting. Table 1 adds to the reference latent the content encoder, then pri
 every row: its rows are "without content encoder, prior off", "prior off" and "full". "reference latent only" is barer than any row
 of the paper: of what tells the UNet about the photo, the level and the text's words, it has the reference latent alone, without the
 frame embedding too (the motion modules still know the frames' order). Prior inversion is no part of training.
+
+"levels by ..." keep every part and learn levels of another measure of motion, which the paper tried before SSIM (3.4).
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..checkpoint import CONFIG_KEY, expected_shapes, opened, read_config, save_tensors
 from ..config import Parts, to_json
 from ..errors import LivePhotoError
 
 FULL = "full"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What an adapter is trained with: its parts, and the measure that its levels are of."""
+
+    parts: Parts = field(default_factory=Parts)
+    measure: str = "ssim"
+
+
 # what is trained, by name
-TRAINED: dict[str, Parts] = {
-    FULL: Parts(),
-    "without intensity": Parts(intensity=False),
-    "without re-weighting": Parts(reweight=False),
-    "without content encoder": Parts(content=False),
-    "reference latent only": Parts(intensity=False, frame_embedding=False, content=False, reweight=False),
+TRAINED = {
+    FULL: Variant(),
+    "without intensity": Variant(Parts(intensity=False)),
+    "without re-weighting": Variant(Parts(reweight=False)),
+    "without content encoder": Variant(Parts(content=False)),
+    "reference latent only": Variant(Parts(intensity=False, frame_embedding=False, content=False, reweight=False)),
+    "levels by mse": Variant(measure="mse"),
+    "levels by flow": Variant(measure="flow"),
 }
 
 
@@ -47,19 +61,25 @@ ARMS = (
     Arm("prior x0.5", FULL, 0.5),
     Arm("prior x2", FULL, 2),
     Arm("prior x5", FULL, 5),
+    Arm("levels by mse", "levels by mse"),
+    Arm("levels by flow", "levels by flow"),
 )
 
 
-def leave_out(source: str | os.PathLike, parts: Parts, target: str | os.PathLike) -> None:
-    """Write a checkpoint without some of its parts; what is left keeps its weights.
+def write_variant(source: str | os.PathLike, variant: Variant, target: str | os.PathLike) -> None:
+    """Write a checkpoint without what a variant lacks, from which it is trained; what is left keeps its weights.
+
+    With another measure than the source's it has no level thresholds: training finds them.
 
     Raises:
-        LivePhotoError: `source` is no LivePhoto checkpoint or lacks a part that `parts` has, or `target` cannot be written.
+        LivePhotoError: `source` is no LivePhoto checkpoint or lacks a part that the variant has, or `target` cannot be written.
     """
     config = read_config(source)
-    if lacking := sorted(set(config.parts.missing) - set(parts.missing)):
+    if lacking := sorted(set(config.parts.missing) - set(variant.parts.missing)):
         raise LivePhotoError(f"{source} has no {' and no '.join(lacking)}: start from a checkpoint with every part")
-    config = replace(config, parts=parts)
+    config = replace(config, parts=variant.parts)
+    if variant.measure != config.intensity_measure:
+        config = replace(config, intensity_measure=variant.measure, ssim_thresholds=())
     names = expected_shapes(config)
     with opened(source) as file:
         # copies: a mapped file must not be replaced under its own tensors

@@ -14,13 +14,15 @@ from ..training.config import without_folders
 from .ablation_arms import FULL, Arm
 from .ablation_config import Ablations
 from .ablations import Measured
-from .bench_figures import ASKED, level_error
+from .bench_figures import ASKED, distance_agreement, level_error
 from .figures import spearman
 from .plots import INK, new_plot, save_plot
 from .report import Figure, mean_figure, to_json
 from .scoring import LevelRow
 from .suite import WORDINGS
 
+# over all scenes together, so with no value on one
+POOLED = ("level, Spearman pooled", "level and distance, Spearman pooled")
 # {scene: value} of one arm and one seed
 Scenes = dict[str, float]
 
@@ -38,7 +40,9 @@ def scene_values(report: dict[str, Any]) -> dict[str, Scenes]:
     # a clip that is the same at every level follows none
     figures["level, Spearman a clip"] = {r.scene: float(np.nan_to_num(spearman(ASKED, r.dissimilarity))) for r in levels}
     errors = {r.scene: level_error(r, np.abs, r.reachable) for r in levels}
-    figures["level, error"] = {scene: error for scene, error in errors.items() if np.isfinite(error)}
+    agreements = {r.scene: distance_agreement(r) for r in levels}
+    for name, found in (("level and distance, Spearman a clip", agreements), ("level, error", errors)):
+        figures[name] = {scene: value for scene, value in found.items() if np.isfinite(value)}
     return {name: values for name, values in figures.items() if values}
 
 
@@ -76,25 +80,36 @@ def build_ablations(config: Ablations, measured: Sequence[Measured]) -> dict[str
     own figures show.
     """
     found: dict[Arm, dict[int, dict[str, Scenes]]] = {}
+    pooled: dict[Arm, dict[int, dict[str, float]]] = {}
     for one in measured:
         found.setdefault(one.arm, {})[one.seed] = scene_values(one.report)
+        figures = one.report["figures"]
+        pooled.setdefault(one.arm, {})[one.seed] = {name: figures[name]["value"] for name in POOLED if name in figures}
     joint = {arm: over_seeds(list(seeds.values())) for arm, seeds in found.items()}
     full = next((figures for arm, figures in joint.items() if arm.name == FULL), {})
     return {
         "suite": measured[0].report["suite"],
         "settings": _settings(config),
         "seeds": list(config.seeds),
-        "arms": [_row(arm, joint[arm], full, seeds) for arm, seeds in found.items()],
+        "arms": [_row(arm, joint[arm], full, seeds, pooled[arm]) for arm, seeds in found.items()],
     }
 
 
-def _row(arm: Arm, figures: dict[str, Scenes], full: dict[str, Scenes], seeds: dict[int, dict[str, Scenes]]) -> dict[str, Any]:
+def _row(
+    arm: Arm,
+    figures: dict[str, Scenes],
+    full: dict[str, Scenes],
+    seeds: dict[int, dict[str, Scenes]],
+    pooled: dict[int, dict[str, float]],
+) -> dict[str, Any]:
     compared = {} if figures is full else {name: difference(figures[name], full[name]) for name in figures if name in full}
     return {
         **asdict(arm),
         "figures": {name: asdict(mean_figure(list(scenes.values()))) for name, scenes in figures.items()},
         "minus full": {name: asdict(figure) for name, figure in compared.items()},
-        "by seed": {str(seed): {name: _mean(scenes) for name, scenes in found.items()} for seed, found in seeds.items()},
+        "by seed": {
+            str(seed): {**{name: _mean(scenes) for name, scenes in found.items()}, **pooled[seed]} for seed, found in seeds.items()
+        },
     }
 
 
@@ -127,10 +142,11 @@ def ablations_markdown(report: dict[str, Any]) -> str:
         lines += ["", "Minus full, scene by scene; bold where the interval leaves out 0:", "", *head]
         for arm in compared:
             lines.append(f"| {arm['name']} | {' | '.join(_cell(arm['minus full'].get(name), True) for name in names)} |")
-    lines += ["", "Each seed:", "", f"| arm | seed | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+    columns = [*names, *POOLED]
+    lines += ["", "Each seed:", "", f"| arm | seed | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
     for arm in arms:
         for seed, found in arm["by seed"].items():
-            cells = (f"{found[name]:.3f}" if name in found else "" for name in names)
+            cells = ("" if found.get(name) is None else f"{found[name]:.3f}" for name in columns)
             lines.append(f"| {arm['name']} | {seed} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -22,7 +22,7 @@ from ..inversion import PRIOR_END, PRIOR_START
 from ..model.adapter import LivePhotoAdapter
 from ..training.run import train
 from ..training.trainer import STATE
-from .ablation_arms import TRAINED, Arm, leave_out
+from .ablation_arms import TRAINED, Arm, write_variant
 from .ablation_config import Ablations, run_of, run_values
 from .bench_report import build_report
 from .benching import run_suite
@@ -68,14 +68,17 @@ def train_arm(config: Ablations, name: str, seed: int) -> ModelFiles:
     Raises:
         LivePhotoError: what the training says.
     """
-    folder = _folder(config, name, seed)
+    folder, variant = _folder(config, name, seed), TRAINED[name]
     start, base = folder / "start.safetensors", config.base
     if not start.exists():
-        leave_out(_starting_adapter(config, seed), TRAINED[name], start)
+        write_variant(_starting_adapter(config, seed), variant, start)
     for number, phase in enumerate(config.training, 1):
         out = folder / f"phase-{number}"
         if not (out / RESULT).exists():
-            _train(run_values(phase, str(base), str(out), str(start), seed), out, config.processes)
+            values = run_values(phase, str(base), str(out), str(start), seed)
+            # measured once for all seeds
+            data = {"cache": str(Path(config.work) / f"cache-{number}-{variant.measure}"), **values.get("data", {})}
+            _train({**values, "data": data}, out, config.processes)
         if not run_of(phase, str(base), str(out), str(start), seed).freeze_base:
             base = out
         start = out / RESULT

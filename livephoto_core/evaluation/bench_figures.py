@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ..demo.motions import MOTIONS
+from ..demo.motions import CAMERA, MOTIONS, THING
 from ..intensity import LEVELS
 from .figures import interval, spearman
 from .report import GROUPS, Figure, mean_figure
@@ -15,6 +15,8 @@ from .scoring import LevelRow, Row
 from .suite import WORDINGS
 
 ASKED = tuple(range(1, LEVELS + 1))
+# one unit for all of them, a frame
+IN_PIXELS = (*CAMERA, *THING)
 
 
 def scene_mean(rows: Sequence[Row], value: Callable[[Row], float]) -> Figure:
@@ -72,7 +74,22 @@ def level_figures(rows: Sequence[LevelRow]) -> dict[str, Figure]:
     steps = [_steps(row) for row in rows]
     figures["level, steps that rise"] = mean_figure([float(np.mean(s)) if s else float("nan") for s in steps])
     figures["level, clips whose every step rises"] = mean_figure([float(all(s)) if s else float("nan") for s in steps])
+    figures["level and distance, Spearman a clip"] = mean_figure([distance_agreement(row) for row in rows])
+    figures["level and distance, Spearman pooled"] = pooled_spearman([_distances(row) for row in rows if len(_distances(row)[0])])
     return figures
+
+
+def distance_agreement(row: LevelRow) -> float:
+    """Rank correlation of level and distance gone where the motion asked for is seen; nan where that is at no two levels."""
+    levels, gone = _distances(row)
+    return spearman(levels, gone) if len(levels) else float("nan")
+
+
+def _distances(row: LevelRow) -> tuple[np.ndarray, np.ndarray]:
+    """The levels at which the motion is seen and how far it goes at each; none for motions whose distances do not compare."""
+    gone = np.array(row.travel if row.motion in IN_PIXELS else [], dtype=float)
+    seen = np.isfinite(gone)
+    return np.array(ASKED)[: len(gone)][seen], gone[seen]
 
 
 def pooled_spearman(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -104,6 +105,7 @@ def _run_levels(system: System, suite: Suite, result: Result) -> None:
             continue
         limit = _level_limit(case, system)
         found = [strength(clip, system) for clip in made]
+        travel = [_travel(case, clip) for clip in made]
         result.level_limits.append(limit)
         result.levels.append(
             LevelRow(
@@ -112,7 +114,8 @@ def _run_levels(system: System, suite: Suite, result: Result) -> None:
                 dissimilarity=found,
                 delivered=[level(1 - value, system.thresholds) for value in found],
                 reachable=limit.reachable,
-                right=_is_right(case, made[RIGHT_AT - 1]),
+                right=bool(np.isfinite(travel[RIGHT_AT - 1])),
+                travel=travel,
             )
         )
         if len(result.shown_levels) < SHEET_LEVEL_SCENES:
@@ -126,9 +129,13 @@ def _level_limit(case: Case, system: System) -> LevelRow:
     found = [ladder.reached(middle) for middle in band_middles(system.thresholds)]
     levels = [level(1 - value, system.thresholds) for value in found]
     reachable = [given == asked for asked, given in enumerate(levels, 1)]
-    strong = render(case.clip.scene, ladder.speed(found[RIGHT_AT - 1]), FRAMES, system.size)
-    return LevelRow(case.scene, case.motion, found, levels, reachable, _is_right(case, system.restored(strong)))
+    speeds = [ladder.speed(value) for value in found]
+    strong = system.restored(render(case.clip.scene, speeds[RIGHT_AT - 1], FRAMES, system.size))
+    right = bool(np.isfinite(_travel(case, strong)))
+    return LevelRow(case.scene, case.motion, found, levels, reachable, right, [speed * (FRAMES - 1) for speed in speeds])
 
 
-def _is_right(case: Case, frames: torch.Tensor) -> bool:
-    return recognise(at_size(frames, SIZE), case.clip).motion == case.motion
+def _travel(case: Case, frames: torch.Tensor) -> float:
+    """How far the motion asked for goes, in pixels; nan where another is seen."""
+    seen = recognise(at_size(frames, SIZE), case.clip)
+    return seen.travel if seen.motion == case.motion else float("nan")

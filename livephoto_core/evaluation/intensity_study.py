@@ -16,7 +16,7 @@ from ..demo.photos import Photo
 from ..demo.scenes import render
 from ..demo.sprites import HELD_OUT_SHAPES
 from ..files import atomic_folder
-from .bench_figures import pooled_spearman
+from .bench_figures import IN_PIXELS, pooled_spearman
 from .bench_report import REPORT, check_folder
 from .figures import spearman
 from .intensity_measures import Measure
@@ -24,9 +24,7 @@ from .plots import new_plot, save_plot
 from .report import Figure, mean_figure, to_json
 from .suite import FRAMES, SEED, SIZE
 
-# pixels a frame: one unit for all of them
-COMPARABLE = (*CAMERA, *THING)
-FAMILIES = {"camera": CAMERA, "things": THING, "all of these": COMPARABLE}
+FAMILIES = {"camera": CAMERA, "things": THING, "all of these": IN_PIXELS}
 
 
 @dataclass(frozen=True)

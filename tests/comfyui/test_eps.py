@@ -12,7 +12,7 @@ from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.conditioning import ClipCondition, even_levels
 from livephoto_core.config import NoiseSchedule, Parts
 from livephoto_core.diffusers_host import DiffusersHost
-from livephoto_core.evaluation.ablation_arms import leave_out
+from livephoto_core.evaluation.ablation_arms import Variant, write_variant
 
 LINEAR = NoiseSchedule("linear")
 BARE = Parts(intensity=False, content=False, reweight=False)
@@ -44,7 +44,7 @@ def results(inside, demo):
         config, adapter.config = adapter.config, dataclasses.replace(adapter.config, schedule=LINEAR)
         save_adapter(adapter, base / "models" / "livephoto" / "linear.safetensors", dtype=torch.float32)
         adapter.config = config
-        leave_out(DEMO_FOLDER / "adapter.safetensors", BARE, base / "models" / "livephoto" / "bare.safetensors")
+        write_variant(DEMO_FOLDER / "adapter.safetensors", Variant(BARE), base / "models" / "livephoto" / "bare.safetensors")
 
     return inside("eps", prepare=prepare)
 
@@ -74,7 +74,7 @@ def test_same_output_of_the_unet(results, demo, replay, name):
 def test_adapter_without_its_parts(results, demo, replay, tmp_path):
     """As an ablation trains it: no content attention, no re-weighting, and a level that is not read."""
     found, (base, _) = results("without_parts"), demo
-    leave_out(DEMO_FOLDER / "adapter.safetensors", BARE, tmp_path / "bare.safetensors")
+    write_variant(DEMO_FOLDER / "adapter.safetensors", Variant(BARE), tmp_path / "bare.safetensors")
     bare = load_adapter(tmp_path / "bare.safetensors")
     assert replay(found, base.unet, bare) < 1e-4
     assert replay({**found, "level": found["level"] + 3}, base.unet, bare) < 1e-4

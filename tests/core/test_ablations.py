@@ -16,12 +16,12 @@ from livephoto_core.config import Parts
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.evaluation import ablations
 from livephoto_core.evaluation import suite as suites
-from livephoto_core.evaluation.ablation_arms import ARMS, TRAINED, leave_out
+from livephoto_core.evaluation.ablation_arms import ARMS, TRAINED, Variant, write_variant
 from livephoto_core.evaluation.ablation_config import DEMO_STUDY, Ablations, load_ablations
-from livephoto_core.evaluation.ablation_report import ablations_markdown, build_ablations, over_seeds
+from livephoto_core.evaluation.ablation_report import POOLED, ablations_markdown, build_ablations, over_seeds
 from livephoto_core.evaluation.ablations import Measured
 from livephoto_core.evaluation.suite import Plan
-from livephoto_core.training.cache import EncodedClip, cache_stream
+from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
 
 FRAMES, CLIPS = 12, 12
 
@@ -76,7 +76,7 @@ def study(tmp_path, cache_folder, tiny_base_folder, tiny_adapter_file):
             "training": [phase],
             "adapter": adapter,
             "seeds": [0],
-            "arms": ["full", "prior off", "reference latent only"],
+            "arms": ["full", "prior off", "reference latent only", "levels by mse"],
             "suite": "tiny",
             "steps": 1,
             "cfg": 1.0,
@@ -98,7 +98,7 @@ def weights(path):
     return load_adapter(path).state_dict()
 
 
-def test_the_study(study, photo_folder, tmp_path, capsys):
+def test_the_study(study, cache_folder, photo_folder, tmp_path, capsys):
     out = tmp_path / "report"
     out.mkdir()
     (out / "notes.txt").touch()
@@ -111,7 +111,7 @@ def test_the_study(study, photo_folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| reference latent only |" in printed and "Minus full" in printed
     report = json.loads((out / "report.json").read_text())
-    assert [arm["name"] for arm in report["arms"]] == ["full", "reference latent only", "prior off"]
+    assert [arm["name"] for arm in report["arms"]] == ["full", "reference latent only", "prior off", "levels by mse"]
     assert str(tmp_path) not in json.dumps(report)
     for arm in report["arms"]:
         assert {"text right, wrong wording", "first frame, dB", "level, Spearman a clip"} <= set(arm["figures"])
@@ -119,6 +119,9 @@ def test_the_study(study, photo_folder, tmp_path, capsys):
     work = tmp_path / "work"
     full, bare = (work / name / "seed-0" / "phase-1" / "adapter.safetensors" for name in ("full", "reference-latent-only"))
     assert read_config(full).parts == Parts() and len(read_config(bare).parts.missing) == 4
+    by_mse = read_config(work / "levels-by-mse" / "seed-0" / "phase-1" / "adapter.safetensors")
+    assert by_mse.intensity_measure == "mse" and by_mse.ssim_thresholds != read_config(full).ssim_thresholds
+    assert CachedClips(work / "cache-1-mse").captions == CachedClips(cache_folder).captions
     # the arms start alike and are trained apart
     start, start_bare = (weights(path.parent.parent / "start.safetensors") for path in (full, bare))
     assert all(torch.equal(value, start[name]) for name, value in start_bare.items()) and len(start_bare) < len(start)
@@ -190,7 +193,7 @@ def test_a_report_tells_no_folders():
     phase = {**{name: f"/home/someone/{name}" for name in names}, "data": data}
     config = Ablations("/home/someone/base", "work", (phase,), start_adapter="/home/someone/start.safetensors", seeds=(0,))
     [arm] = [arm for arm in ARMS if arm.name == "full"]
-    report = build_ablations(config, [Measured(arm, 0, {"suite": {}, "clips": [], "levels": []})])
+    report = build_ablations(config, [Measured(arm, 0, {"suite": {}, "clips": [], "levels": [], "figures": {}})])
     assert "someone" not in json.dumps(report)
     assert report["settings"]["training"] == [{**{name: name for name in names}, "data": {"path": "clips", "csv": "a.csv"}}]
 
@@ -203,7 +206,7 @@ def test_numbers_may_be_written_as_yaml_reads_them(study):
 
 def test_arms_are_those_of_the_paper():
     assert {arm.trained for arm in ARMS} == set(TRAINED)
-    missing = {name: parts.missing for name, parts in TRAINED.items()}
+    missing = {name: variant.parts.missing for name, variant in TRAINED.items()}
     assert missing["full"] == () and missing["without re-weighting"] == ("reweight",)
     assert missing["without intensity"] == ("intensity",) and missing["without content encoder"] == ("content",)
     assert {arm.name: arm.prior for arm in ARMS if arm.trained == "full"} == {
@@ -217,11 +220,11 @@ def test_arms_are_those_of_the_paper():
 
 def test_leaving_out_what_is_missing_already(tiny_adapter_file, tmp_path):
     path = tmp_path / "bare.safetensors"
-    leave_out(tiny_adapter_file, Parts(content=False), path)
+    write_variant(tiny_adapter_file, Variant(Parts(content=False)), path)
     whole = weights(tiny_adapter_file)
     assert all(torch.equal(value, whole[name]) for name, value in weights(path).items())
     with pytest.raises(LivePhotoError, match="has no content"):
-        leave_out(path, Parts(reweight=False), tmp_path / "other.safetensors")
+        write_variant(path, Variant(Parts(reweight=False)), tmp_path / "other.safetensors")
 
 
 def clip(scene, seen, wording="trained"):
@@ -235,7 +238,8 @@ def test_figures_over_seeds_and_against_the_full_model():
     arms, measured = {arm.name: arm for arm in ARMS}, []
     for (name, seed), words in seen.items():
         clips = [clip(str(scene), word) for scene, word in enumerate(words.split())]
-        measured.append(Measured(arms[name], seed, {"suite": suite, "clips": clips, "levels": []}))
+        report = {"suite": suite, "clips": clips, "levels": [], "figures": {figure: {"value": 0.5} for figure in POOLED}}
+        measured.append(Measured(arms[name], seed, report))
     report = build_ablations(Ablations("base", "work", ({},), seeds=(0, 1)), measured)
     full, off = report["arms"]
     name = "text right, trained wording"

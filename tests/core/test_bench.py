@@ -1,6 +1,7 @@
 """MotionBench: the suite, what it measures, and that it fails when the level, the text or the photo is not obeyed."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -139,6 +140,7 @@ def test_the_perfect_system_is_near_perfect(perfect):
         assert figures["level, Spearman pooled"] > 0.92
         assert figures["level, error"] < 0.2
         assert figures["level, steps that rise"] > 0.95
+        assert figures["level and distance, Spearman a clip"] > 0.98
     assert found["photo, first frame, dB"] == 100
     assert found["photo, identity over time, dB"] > 30
 
@@ -153,6 +155,8 @@ def test_a_broken_level_is_seen(level_alone, name):
     found = values(level_figures(result.levels))
     assert found["level, Spearman a clip"] < 0.3
     assert found["level, Spearman pooled"] < 0.3
+    # a distance that stays the same has no rank
+    assert not found["level and distance, Spearman a clip"] >= 0.3
     assert found["level, error"] > 1.5
     assert found["level, steps that rise"] < 0.6
     assert found["level, clips whose every step rises"] == 0
@@ -230,6 +234,13 @@ def test_levels_out_of_reach_do_not_count_as_errors():
     assert found["level, steps that rise"] == 1
     flat = replace(row, dissimilarity=[0.1] * 10, delivered=[3] * 10)
     assert values(level_figures([flat]))["level, delivered minus requested"] == pytest.approx(-4)
+
+
+def test_distances_count_where_the_motion_is_seen():
+    rising, gone = [0.01 * k for k in range(1, 11)], [math.nan] * 7 + [3.0, 5.0, 4.0]
+    row = LevelRow("s", "pan left", rising, list(range(1, 11)), [True] * 10, right=True, travel=gone)
+    found = values(level_figures([row, replace(row, motion="snow"), replace(row, travel=[math.nan] * 10)]))
+    assert found["level and distance, Spearman a clip"] == found["level and distance, Spearman pooled"] == pytest.approx(0.5)
 
 
 def test_pooled_spearman_is_drawn_scene_by_scene():

@@ -8,7 +8,7 @@ from livephoto_core.cli import main
 from livephoto_core.config import Parts
 from livephoto_core.demo.motions import MOTIONS
 from livephoto_core.errors import LivePhotoError
-from livephoto_core.evaluation.ablation_arms import leave_out
+from livephoto_core.evaluation.ablation_arms import Variant, write_variant
 from livephoto_core.evaluation.truth import motion_of
 from livephoto_core.evaluation.words import (
     GROUPS,
@@ -74,7 +74,7 @@ def test_the_command_on_the_shipped_model(tmp_path, capsys):
 
 def test_mistakes_are_one_line(tmp_path, tiny_adapter_file, tiny_base_folder, capsys):
     (tmp_path / "none.csv").write_text("a,b\n1,2\n")
-    leave_out(tiny_adapter_file, Parts(reweight=False), tmp_path / "even.safetensors")
+    write_variant(tiny_adapter_file, Variant(Parts(reweight=False)), tmp_path / "even.safetensors")
     for arguments, words in (
         (["--prompts", str(tmp_path / "missing.csv")], "cannot read the prompts"),
         (["--prompts", str(tmp_path / "none.csv")], "wording,text"),
