@@ -41,8 +41,10 @@ def _add_run(parts) -> None:
     ours.add_argument("--tokenizer", metavar="DIR", help="for a single-file base")
     ours.add_argument("--steps", type=int, default=20, help="default 20")
     ours.add_argument("--sampler", default="dpmpp_2m", help="dpmpp_2m (default), or lcm, with --steps 4 to 8 and --cfg 1")
-    ours.add_argument("--cfg", type=float, default=1.5, help="guidance, 1 is none (default 1.5)")
-    ours.add_argument("--min-cfg", type=float, metavar="CFG", help="the first frame's guidance, rising to --cfg in the last")
+    ours.add_argument("--cfg", type=float, default=2.5, help="guidance, 1 is none (default 2.5)")
+    ours.add_argument(
+        "--min-cfg", type=float, default=1.0, metavar="CFG", help="that of the first frame, rising to --cfg (default 1)"
+    )
     ours.add_argument("--prior", default="0.033,0.016", metavar="FROM,TO", help="share of the inverted photo in the noise")
     ours.add_argument("--batch", type=int, default=8, help="clips made at a time (default 8)")
     others = parser.add_argument_group("other systems")

@@ -82,8 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=128, help="clips for each group of motions (default 128)")
     parser.add_argument("--level-count", type=int, help="clips for the level figures, each made 6 times (default: --count)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
-    parser.add_argument("--cfg", type=float, default=1.5, help="guidance, 1 is none (default 1.5)")
-    parser.add_argument("--min-cfg", type=float, metavar="CFG", help="the first frame's guidance, rising to --cfg in the last")
+    parser.add_argument("--cfg", type=float, default=2.5, help="guidance, 1 is none (default 2.5)")
+    parser.add_argument(
+        "--min-cfg", type=float, default=1.0, metavar="CFG", help="that of the first frame, rising to --cfg (default 1)"
+    )
     parser.add_argument("--batch", type=int, default=8, help="clips made at a time (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the clips and of the noise (default 0)")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
