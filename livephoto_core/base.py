@@ -89,6 +89,17 @@ def load_base(
     return base
 
 
+def load_vae(path: str | Path) -> nn.Module:
+    """Read a VAE (diffusers' layout) from a folder.
+
+    Raises:
+        LivePhotoError: no such folder, or no whole VAE in it.
+    """
+    from diffusers import AutoencoderKL
+
+    return _load_part(AutoencoderKL, Path(path), "a VAE")
+
+
 def load_image_encoder(path: str | Path) -> nn.Module:
     """Read a DINOv2 model (transformers' layout) from a folder.
 
@@ -281,7 +292,7 @@ def first_line(error: Exception) -> str:
 
 
 def _load_folder(path: Path, tokenizer: str | Path | None) -> Base:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
     wanted = ["vae", "text_encoder", "unet", "scheduler"] + (["tokenizer"] if tokenizer is None else [])
@@ -293,7 +304,7 @@ def _load_folder(path: Path, tokenizer: str | Path | None) -> Base:
         )
     schedule, prediction_type = _read_scheduler(path / "scheduler" / "scheduler_config.json")
     return Base(
-        vae=_load_part(AutoencoderKL, path / "vae", "a VAE"),
+        vae=load_vae(path / "vae"),
         text_encoder=_load_part(CLIPTextModel, path / "text_encoder", "a CLIP text encoder"),
         tokenizer=load_tokenizer(path / "tokenizer" if tokenizer is None else tokenizer),
         unet=_load_part(UNet2DConditionModel, path / "unet", "an SD1.5 UNet"),

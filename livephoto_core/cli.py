@@ -10,15 +10,12 @@ from collections.abc import Sequence
 
 from . import __version__
 from .commands.bench import add_bench
+from .commands.guidance import LCM, add_guidance_options, guidance
 from .errors import LivePhotoError
 
 USER_ERROR = 2
 INTERRUPTED = 130
-# Guidance at 4 is for SD1.5; the demo's small model over-contrasts above this.
-DEMO_CFG, DEMO_MIN_CFG, SD15_CFG = 2.5, 1.0, 4.0
-STEPS = 20
-# a model distilled for few steps has guidance in its weights already
-LCM, LCM_CFG, LCM_STEPS = "lcm", 1.0, 6
+STEPS, LCM_STEPS = 20, 6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,17 +81,7 @@ def _add_animate(commands) -> None:
     )
     parser.add_argument("--frames", type=int, help="default: as the model was trained (16)")
     parser.add_argument("--steps", type=int, help=f"default {STEPS}; with --sampler lcm {LCM_STEPS}")
-    parser.add_argument(
-        "--cfg",
-        type=float,
-        help=f"guidance, 1 is none (default {SD15_CFG:g}; for the demo {DEMO_CFG:g}; with --sampler lcm {LCM_CFG:g})",
-    )
-    parser.add_argument(
-        "--min-cfg",
-        type=float,
-        metavar="CFG",
-        help=f"guidance of the first frame, rising to --cfg in the last (default: --cfg; for the demo {DEMO_MIN_CFG:g})",
-    )
+    add_guidance_options(parser)
     parser.add_argument(
         "--sampler", default="dpmpp_2m", help=f"dpmpp_2m (default), or {LCM} for 4 to 8 steps with an LCM-LoRA, at --cfg 1 to 2"
     )
@@ -203,7 +190,7 @@ def _animate(options: argparse.Namespace) -> None:
     )
     levels = [check_level(level.strip()) for level in options.intensity.split(",")]
     default_steps = LCM_STEPS if options.sampler == LCM else STEPS
-    cfg, min_cfg = _guidance(options, options.model == DEMO)
+    cfg, min_cfg = guidance(options.cfg, options.min_cfg, options.sampler, options.model == DEMO)
     start, end = _shares(options.prior)
     settings = Settings(
         options.text,
@@ -223,17 +210,6 @@ def _animate(options: argparse.Namespace) -> None:
         motion_strength=options.motion_strength,
     )
     print(animate(options.photo, options.out, settings, levels, files, options.fps, options.device or default_device()))
-
-
-def _guidance(options: argparse.Namespace, demo: bool) -> tuple[float, float | None]:
-    """(cfg, min_cfg) of the options, where they are silent those of the model and the sampler."""
-    cfg, min_cfg = options.cfg, options.min_cfg
-    if cfg is None:
-        cfg = LCM_CFG if options.sampler == LCM else DEMO_CFG if demo else SD15_CFG
-    # guided, the small model's first frame is no longer the photo
-    if min_cfg is None and demo and cfg > DEMO_MIN_CFG:
-        min_cfg = DEMO_MIN_CFG
-    return cfg, min_cfg
 
 
 def _measure(options: argparse.Namespace) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LivePhotoError
-from .model_files import check_device, default_device
+from .guidance import add_guidance_options, guidance
+from .model_files import DEMO, check_device, default_device
 
 PHOTOS = "photographs of your own (default: the installed packages' held-out ones)"
 
@@ -41,10 +42,7 @@ def _add_run(parts) -> None:
     ours.add_argument("--tokenizer", metavar="DIR", help="for a single-file base")
     ours.add_argument("--steps", type=int, default=20, help="default 20")
     ours.add_argument("--sampler", default="dpmpp_2m", help="dpmpp_2m (default), or lcm, with --steps 4 to 8 and --cfg 1")
-    ours.add_argument("--cfg", type=float, default=2.5, help="guidance, 1 is none (default 2.5)")
-    ours.add_argument(
-        "--min-cfg", type=float, default=1.0, metavar="CFG", help="that of the first frame, rising to --cfg (default 1)"
-    )
+    add_guidance_options(ours)
     ours.add_argument("--prior", default="0.033,0.016", metavar="FROM,TO", help="share of the inverted photo in the noise")
     ours.add_argument("--batch", type=int, default=8, help="clips made at a time (default 8)")
     others = parser.add_argument_group("other systems")
@@ -87,7 +85,7 @@ def _add_intensity(parts) -> None:
 
 
 def _add_ablations(parts) -> None:
-    about = "train LivePhoto without one part at a time, and measure each"
+    about = "train LivePhoto without one part at a time, or with levels of another measure, and measure each"
     parser = parts.add_parser("ablations", help=about, description=f"The paper's ablations: {about}. A stopped run goes on.")
     example = "livephoto_core/training/recipes/ablations.toml"
     parser.add_argument("config", metavar="CONFIG", help=f"a .toml or .yaml file, such as {example}")
@@ -232,6 +230,8 @@ def _livephoto(options: argparse.Namespace, suite):
     except ValueError:
         raise LivePhotoError(f"--prior takes two shares as 0.033,0.016, got {options.prior!r}; 0,0 switches it off") from None
     files = ModelFiles(options.model, options.base, options.image_encoder, options.tokenizer)
+    # kept among the options, which the report names as its settings
+    options.cfg, options.min_cfg = guidance(options.cfg, options.min_cfg, options.sampler, options.model == DEMO)
     sampling = BatchSampling(options.steps, options.cfg, options.min_cfg, start, end, options.sampler)
     return livephoto_system(files, options.device, sampling, options.batch)
 

@@ -16,7 +16,16 @@ import torch
 
 from ..commands.model_files import DEMO_FOLDER
 from ..errors import LivePhotoError
-from ..training.cache import Manifest, check_made_from, fill_shards, finish_cache, made_from_of, make_folder, write_manifest
+from ..training.cache import (
+    Manifest,
+    check_made_from,
+    fill_shards,
+    finish_cache,
+    made_from_of,
+    make_folder,
+    read_manifest,
+    write_manifest,
+)
 from ..training.run import weights_digest
 from .clips import ClipSet
 from .encode import encode_clip, load_encoders
@@ -47,7 +56,9 @@ def origin_of(encoders: Path) -> dict[str, str]:
     """What a cache is made from, as `livephoto train` holds it against its base."""
     vae, patches = load_encoders(encoders)
     return {
+        "data.kind": "demo",
         "data.intensity_from": "reconstruction",
+        "data.intensity_measure": "ssim",
         "the VAE": weights_digest(vae),
         "the image encoder": weights_digest(patches),
     }
@@ -57,11 +68,20 @@ def make_cache(encoders: Path, out: Path, count: int, processes: int) -> None:
     """Fill a cache in several processes of one thread.
 
     Raises:
-        LivePhotoError: the folder holds clips of other encoders, or cannot be written.
+        LivePhotoError: no photo package is installed, too few clips or processes, a folder that is no demo model's, or one for the
+            cache that holds other clips or cannot be written.
         SystemExit: a process failed; what they wrote is kept.
     """
+    if count <= HELD_OUT or processes < 1:
+        raise LivePhotoError(
+            f"{count} clips by {processes} processes: use more clips than the {HELD_OUT} of validation, and a process or more"
+        )
     made_from = origin_of(encoders)
+    package_photos()
+    manifest = read_manifest(out)
     check_made_from(out, made_from_of(out), made_from)
+    if any(out.glob("clips-*.safetensors")) and (manifest is None or manifest.made_from != made_from):
+        raise LivePhotoError(f"{out} holds cached clips of another kind: name another folder, or delete this one")
     make_folder(out)
     write_manifest(out, Manifest(made_from=made_from))
     command = [sys.executable, "-m", __spec__.name, str(out), "--encoders", str(encoders), "--count", str(count)]
@@ -89,13 +109,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--share", metavar="K/N", help="only share K of N")
     options = parser.parse_args()
-    if options.share is None:
-        try:
+    try:
+        if options.share is None:
             make_cache(options.encoders, options.out, options.count, options.processes)
-        except LivePhotoError as error:
-            raise SystemExit(str(error)) from error
-    else:
-        make_share(options.encoders, options.out, options.count, *map(int, options.share.split("/")))
+        else:
+            make_share(options.encoders, options.out, options.count, *map(int, options.share.split("/")))
+    except LivePhotoError as error:
+        raise SystemExit(f"clip_cache: {error}") from error
 
 
 if __name__ == "__main__":

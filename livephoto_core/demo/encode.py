@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import Dinov2Model
 
+from ..base import load_image_encoder, load_vae
 from ..data.clips import ClipSample
 from ..training.cache import EncodedClip
 from ..training.encode import encode_sample
@@ -23,8 +24,11 @@ def encode_clip(clips: ClipSet, index: int, vae: AutoencoderKL, patches: Dinov2M
 
 
 def load_encoders(folder: Path) -> tuple[AutoencoderKL, Dinov2Model]:
-    """The trained VAE and patch encoder of a demo base folder, in float32 whatever the files hold."""
+    """The trained VAE and patch encoder of a demo base folder.
+
+    Raises:
+        LivePhotoError: the folder lacks one of them.
+    """
     # channels-last halves the time of its thin convolutions on a CPU
-    vae = AutoencoderKL.from_pretrained(folder / "vae").float().to(memory_format=torch.channels_last).eval()
-    patches = Dinov2Model.from_pretrained(folder / "image_encoder").float().eval()
-    return vae, patches
+    vae = load_vae(folder / "vae").to(memory_format=torch.channels_last)
+    return vae, load_image_encoder(folder / "image_encoder")

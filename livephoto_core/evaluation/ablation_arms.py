@@ -1,6 +1,6 @@
 """The arms of the paper's ablations (Tables 1 to 3): which parts each is trained with, and the prior it is sampled with.
 
-An arm lacks its part from the first training step on, and in every sampling. Table 2 and 3 leave out motion intensity or text
+An arm lacks its part in all of its training, and in every sampling. Table 2 and 3 leave out motion intensity or text
 re-weighting. Table 1 adds to the reference latent the content encoder, then prior inversion, with intensity and re-weighting in
 every row: its rows are "without content encoder, prior off", "prior off" and "full". "reference latent only" is barer than any row
 of the paper: of what tells the UNet about the photo, the level and the text's words, it has the reference latent alone, without the
@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass, field, replace
 
 from ..checkpoint import CONFIG_KEY, expected_shapes, opened, read_config, save_tensors
-from ..config import Parts, to_json
+from ..config import AdapterConfig, Parts, to_json
 from ..errors import LivePhotoError
 
 FULL = "full"
@@ -23,10 +23,16 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Variant:
-    """What an adapter is trained with: its parts, and the measure that its levels are of."""
+    """What an adapter is trained with: its parts, and the measure that its levels are of; None keeps that of where it starts."""
 
     parts: Parts = field(default_factory=Parts)
-    measure: str = "ssim"
+    measure: str | None = None
+
+    def config(self, source: AdapterConfig) -> AdapterConfig:
+        """Of the adapter that a variant of a whole one starts from; thresholds of another measure are left to training."""
+        if self.measure in (None, source.intensity_measure):
+            return replace(source, parts=self.parts)
+        return replace(source, parts=self.parts, intensity_measure=self.measure, ssim_thresholds=())
 
 
 # what is trained, by name
@@ -67,9 +73,7 @@ ARMS = (
 
 
 def write_variant(source: str | os.PathLike, variant: Variant, target: str | os.PathLike) -> None:
-    """Write a checkpoint without what a variant lacks, from which it is trained; what is left keeps its weights.
-
-    With another measure than the source's it has no level thresholds: training finds them.
+    """Write the checkpoint that a variant is trained from; what is left of the source keeps its weights.
 
     Raises:
         LivePhotoError: `source` is no LivePhoto checkpoint or lacks a part that the variant has, or `target` cannot be written.
@@ -77,9 +81,7 @@ def write_variant(source: str | os.PathLike, variant: Variant, target: str | os.
     config = read_config(source)
     if lacking := sorted(set(config.parts.missing) - set(variant.parts.missing)):
         raise LivePhotoError(f"{source} has no {' and no '.join(lacking)}: start from a checkpoint with every part")
-    config = replace(config, parts=variant.parts)
-    if variant.measure != config.intensity_measure:
-        config = replace(config, intensity_measure=variant.measure, ssim_thresholds=())
+    config = variant.config(config)
     names = expected_shapes(config)
     with opened(source) as file:
         # copies: a mapped file must not be replaced under its own tensors

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import read_config
+from ..commands.guidance import DEMO_CFG, DEMO_MIN_CFG
 from ..config import AdapterConfig, Parts
 from ..errors import LivePhotoError
+from ..pipeline import check_min_cfg
 from ..training.config import RunConfig, build_config, check_measure, read_values, run_from_dict
-from .ablation_arms import ARMS, Arm
+from .ablation_arms import ARMS, TRAINED, Arm
 from .suite import PLANS
 
 # the demo's study, an example for others
@@ -26,9 +28,9 @@ class Ablations:
 
     `training`: the phases of a run, one after the other, each as in a file for `livephoto train` without GIVEN. The starting
     adapter is the checkpoint `start_adapter`, or a new one with the config `adapter`, drawn anew for each seed and alike in all
-    arms. `work` is the folder of the runs. `arms` are names of ARMS. `steps`, `cfg` and `batch` are those of sampling. More than
-    one of `processes` train on a CPU; one takes the GPU if there is one. `dino` and `clip` are folders of weights for the paper's
-    scores.
+    arms. `work` is the folder of the runs. `arms` are names of ARMS. `steps`, `cfg`, `min_cfg` and `batch` are those of sampling.
+    More than one of `processes` train on a CPU; one takes the GPU if there is one. `dino` and `clip` are folders of weights for the
+    paper's scores.
     """
 
     base: str = ""
@@ -40,7 +42,8 @@ class Ablations:
     arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
     suite: str = "full"
     steps: int = 20
-    cfg: float = 1.5
+    cfg: float = DEMO_CFG
+    min_cfg: float = DEMO_MIN_CFG
     batch: int = 8
     processes: int = 1
     dino: str = ""
@@ -97,13 +100,16 @@ def _check(config: Ablations) -> None:
     for name in ("steps", "cfg", "batch", "processes"):
         if getattr(config, name) < 1:
             raise LivePhotoError(f"{name} is {getattr(config, name)}; use 1 or more")
+    check_min_cfg(config.min_cfg, config.cfg)
     if config.steps >= start.schedule.timesteps:
         raise LivePhotoError(f"steps is {config.steps}; use 1 to {start.schedule.timesteps - 1}")
     for number, phase in enumerate(config.training, 1):
         if given := sorted(set(phase) & set(GIVEN)):
             raise LivePhotoError(f"training {number} has {', '.join(given)}: the study sets that for each run, leave it out")
         for seed in config.seeds:
-            check_measure(run_of(phase, config.base, config.work, "adapter", seed).data, start)
+            run = run_of(phase, config.base, config.work, "adapter", seed)
+            for arm in config.chosen:
+                check_measure(run.data, TRAINED[arm.trained].config(start))
 
 
 def run_values(phase: dict[str, Any], base: str, out: str, start_adapter: str, seed: int) -> dict[str, Any]:

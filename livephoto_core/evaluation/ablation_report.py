@@ -120,7 +120,8 @@ def _mean(scenes: Scenes) -> float:
 def _settings(config: Ablations) -> dict[str, Any]:
     """The study's values; paths by their last part alone, so that a report tells nothing of the machine."""
     phases = [without_folders(phase) for phase in config.training]
-    return {**without_folders(config.fixed), "training": phases, "steps": config.steps, "cfg": config.cfg}
+    sampled = {name: getattr(config, name) for name in ("steps", "cfg", "min_cfg")}
+    return {**without_folders(config.fixed), "training": phases, **sampled}
 
 
 def ablations_markdown(report: dict[str, Any]) -> str:

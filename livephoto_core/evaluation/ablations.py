@@ -24,7 +24,7 @@ from ..training.run import train
 from ..training.trainer import STATE
 from .ablation_arms import TRAINED, Arm, write_variant
 from .ablation_config import Ablations, run_of, run_values
-from .bench_report import build_report
+from .bench_report import FIGURES, build_report
 from .benching import run_suite
 from .generate import BatchSampling
 from .report import to_json
@@ -76,8 +76,10 @@ def train_arm(config: Ablations, name: str, seed: int) -> ModelFiles:
         out = folder / f"phase-{number}"
         if not (out / RESULT).exists():
             values = run_values(phase, str(base), str(out), str(start), seed)
-            # measured once for all seeds
-            data = {"cache": str(Path(config.work) / f"cache-{number}-{variant.measure}"), **values.get("data", {})}
+            data = dict(values.get("data", {}))
+            if variant.measure:
+                # measured anew once, for all seeds
+                data["cache"] = str(Path(config.work) / f"{Path(data['path']).name}-by-{variant.measure}")
             _train({**values, "data": data}, out, config.processes)
         if not run_of(phase, str(base), str(out), str(start), seed).freeze_base:
             base = out
@@ -89,11 +91,13 @@ def measure_arm(
     config: Ablations, arm: Arm, seed: int, files: ModelFiles, suite: Suite, scorers: Scorers, device: str
 ) -> dict[str, Any]:
     """MotionBench's report on a trained arm, made or kept from before."""
-    settings = {"suite": suite.fingerprint, **{name: getattr(config, name) for name in ("steps", "cfg", "dino", "clip")}}
+    sampled = {name: getattr(config, name) for name in ("steps", "cfg", "min_cfg", "dino", "clip")}
+    settings = {"suite": suite.fingerprint, "figures": FIGURES, **sampled}
     path = _folder(config, arm.trained, seed) / f"{_file_name(arm.name)}.json"
     if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8")))["settings"] == settings:
         return kept
-    sampling = BatchSampling(config.steps, config.cfg, prior_start=PRIOR_START * arm.prior, prior_end=PRIOR_END * arm.prior)
+    shares = PRIOR_START * arm.prior, PRIOR_END * arm.prior
+    sampling = BatchSampling(config.steps, config.cfg, config.min_cfg, *shares)
     system = livephoto_system(files, device, sampling, config.batch)
     result = run_suite(system, suite, scorers)
     report = build_report(system, suite, result, settings)

@@ -15,7 +15,7 @@ from .scoring import LevelRow, Row
 from .suite import WORDINGS
 
 ASKED = tuple(range(1, LEVELS + 1))
-# one unit for all of them, a frame
+# distances in one unit
 IN_PIXELS = (*CAMERA, *THING)
 
 
@@ -74,15 +74,20 @@ def level_figures(rows: Sequence[LevelRow]) -> dict[str, Figure]:
     steps = [_steps(row) for row in rows]
     figures["level, steps that rise"] = mean_figure([float(np.mean(s)) if s else float("nan") for s in steps])
     figures["level, clips whose every step rises"] = mean_figure([float(all(s)) if s else float("nan") for s in steps])
-    figures["level and distance, Spearman a clip"] = mean_figure([distance_agreement(row) for row in rows])
-    figures["level and distance, Spearman pooled"] = pooled_spearman([_distances(row) for row in rows if len(_distances(row)[0])])
+    if any(row.travel for row in rows):
+        figures["level and distance, Spearman a clip"] = mean_figure([distance_agreement(row) for row in rows])
+        pairs = [_distances(row) for row in rows]
+        figures["level and distance, Spearman pooled"] = pooled_spearman([pair for pair in pairs if len(pair[0])])
     return figures
 
 
 def distance_agreement(row: LevelRow) -> float:
-    """Rank correlation of level and distance gone where the motion asked for is seen; nan where that is at no two levels."""
+    """Rank correlation of level and distance gone where the motion asked for is seen; nan where that is at no two levels.
+
+    0 where it goes as far at every level: that follows none.
+    """
     levels, gone = _distances(row)
-    return spearman(levels, gone) if len(levels) else float("nan")
+    return float(np.nan_to_num(spearman(levels, gone))) if len(levels) > 1 else float("nan")
 
 
 def _distances(row: LevelRow) -> tuple[np.ndarray, np.ndarray]:

@@ -129,10 +129,8 @@ def _level_limit(case: Case, system: System) -> LevelRow:
     found = [ladder.reached(middle) for middle in band_middles(system.thresholds)]
     levels = [level(1 - value, system.thresholds) for value in found]
     reachable = [given == asked for asked, given in enumerate(levels, 1)]
-    speeds = [ladder.speed(value) for value in found]
-    strong = system.restored(render(case.clip.scene, speeds[RIGHT_AT - 1], FRAMES, system.size))
-    right = bool(np.isfinite(_travel(case, strong)))
-    return LevelRow(case.scene, case.motion, found, levels, reachable, right, [speed * (FRAMES - 1) for speed in speeds])
+    strong = system.restored(render(case.clip.scene, ladder.speed(found[RIGHT_AT - 1]), FRAMES, system.size))
+    return LevelRow(case.scene, case.motion, found, levels, reachable, bool(np.isfinite(_travel(case, strong))))
 
 
 def _travel(case: Case, frames: torch.Tensor) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..commands.guidance import add_guidance_options, guidance
 from ..config import AdapterConfig
 from ..demo.clips import DemoClip
 from ..demo.motions import MOTIONS, STILL
@@ -82,10 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=128, help="clips for each group of motions (default 128)")
     parser.add_argument("--level-count", type=int, help="clips for the level figures, each made 6 times (default: --count)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
-    parser.add_argument("--cfg", type=float, default=2.5, help="guidance, 1 is none (default 2.5)")
-    parser.add_argument(
-        "--min-cfg", type=float, default=1.0, metavar="CFG", help="that of the first frame, rising to --cfg (default 1)"
-    )
+    add_guidance_options(parser)
     parser.add_argument("--batch", type=int, default=8, help="clips made at a time (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the clips and of the noise (default 0)")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
@@ -104,6 +102,8 @@ def _run(options: argparse.Namespace) -> None:
     from .generate import BatchSampling
 
     device = options.device or default_device()
+    # kept among the options, which the report names as its settings
+    options.cfg, options.min_cfg = guidance(options.cfg, options.min_cfg, BatchSampling.sampler, demo=True)
     sampling = BatchSampling(options.steps, options.cfg, options.min_cfg)
     level_count = options.count if options.level_count is None else options.level_count
     if min(options.count, level_count, options.batch) < 1:

@@ -23,7 +23,7 @@ class BatchSampling:
     """How to sample: as the settings of the same names of `pipeline.Settings`."""
 
     steps: int = 20
-    cfg: float = 1.5
+    cfg: float = 1.0
     min_cfg: float | None = None
     prior_start: float = PRIOR_START
     prior_end: float = PRIOR_END

@@ -90,7 +90,8 @@ class LevelRow:
     """One scene asked for at every level, 1 first: 1 - similarity by the system's measure, and the level delivered at each.
 
     `reachable`: whether the true scene has that level at one of its motion's speeds. `right`: whether the motion asked for is
-    seen in a strong clip (benching.RIGHT_AT). `travel`: how far it goes at each level, in pixels; nan where another motion is seen.
+    seen in a strong clip (benching.RIGHT_AT). `travel`: how far it goes at each level, in pixels; nan where another motion is seen;
+    empty where it was not measured.
     """
 
     scene: str

@@ -90,8 +90,9 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
 def fixed_settings(run: RunConfig, model: TrainingModel, batches: Batches) -> dict[str, Any]:
     """What must not change when a run is resumed, by name."""
     values = settings_of(run)
-    # the adapter's, which has it even where the data section leaves it out
-    values["data"].pop("intensity_measure")
+    # the adapter's, which has it even where the data section leaves it out; and a folder, which changes nothing
+    for name in ("intensity_measure", "cache"):
+        values["data"].pop(name)
     return {
         **{name: values[name] for name in FIXED_SETTINGS},
         **{f"data.{name}": value for name, value in values["data"].items()},

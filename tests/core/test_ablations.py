@@ -121,7 +121,7 @@ def test_the_study(study, cache_folder, photo_folder, tmp_path, capsys):
     assert read_config(full).parts == Parts() and len(read_config(bare).parts.missing) == 4
     by_mse = read_config(work / "levels-by-mse" / "seed-0" / "phase-1" / "adapter.safetensors")
     assert by_mse.intensity_measure == "mse" and by_mse.ssim_thresholds != read_config(full).ssim_thresholds
-    assert CachedClips(work / "cache-1-mse").captions == CachedClips(cache_folder).captions
+    assert CachedClips(work / "cache-by-mse").captions == CachedClips(cache_folder).captions
     # the arms start alike and are trained apart
     start, start_bare = (weights(path.parent.parent / "start.safetensors") for path in (full, bare))
     assert all(torch.equal(value, start[name]) for name, value in start_bare.items()) and len(start_bare) < len(start)
@@ -245,6 +245,7 @@ def test_figures_over_seeds_and_against_the_full_model():
     name = "text right, trained wording"
     assert full["figures"][name]["value"] == pytest.approx(2.5 / 3) and full["figures"][name]["count"] == 3
     assert full["by seed"]["0"][name] == pytest.approx(2 / 3) and full["by seed"]["1"][name] == 1
+    assert [full["by seed"]["1"][figure] for figure in POOLED] == [0.5, 0.5]
     assert off["minus full"][name]["value"] == pytest.approx((0 - 1 - 0.5) / 3)
     assert "| prior off | -0.500 (-1.000 to +0.000) |" in ablations_markdown(report)
     assert over_seeds([{"a": {"x": 1.0}}, {"a": {"x": 3.0, "y": 5.0}}]) == {"a": {"x": 2.0, "y": 5.0}}
@@ -267,6 +268,7 @@ def test_figures_over_seeds_and_against_the_full_model():
         ({"adapter": None}, "needs start_adapter"),
         ({"adapter": {"parts": {"content": False}}}, "lacks content"),
         ({"cfg": 0}, "cfg is 0"),
+        ({"min_cfg": 2}, r"min_cfg, the first frame's guidance, must be from 1 to cfg \(1\)"),
     ],
 )
 def test_mistakes_are_named(study, values, words):

@@ -140,7 +140,7 @@ def test_the_perfect_system_is_near_perfect(perfect):
         assert figures["level, Spearman pooled"] > 0.92
         assert figures["level, error"] < 0.2
         assert figures["level, steps that rise"] > 0.95
-        assert figures["level and distance, Spearman a clip"] > 0.98
+    assert found["level and distance, Spearman a clip"] > 0.98
     assert found["photo, first frame, dB"] == 100
     assert found["photo, identity over time, dB"] > 30
 
@@ -155,8 +155,7 @@ def test_a_broken_level_is_seen(level_alone, name):
     found = values(level_figures(result.levels))
     assert found["level, Spearman a clip"] < 0.3
     assert found["level, Spearman pooled"] < 0.3
-    # a distance that stays the same has no rank
-    assert not found["level and distance, Spearman a clip"] >= 0.3
+    assert found["level and distance, Spearman a clip"] < 0.3
     assert found["level, error"] > 1.5
     assert found["level, steps that rise"] < 0.6
     assert found["level, clips whose every step rises"] == 0

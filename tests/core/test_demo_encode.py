@@ -66,6 +66,13 @@ def test_the_shipped_demo_can_be_trained_further(tmp_path, monkeypatch):
     vae.save_pretrained(other / "vae")
     with pytest.raises(LivePhotoError, match=r"another the VAE .*another cache folder, or delete"):
         clip_cache.make_cache(other, cache, 26, 1)
+    with pytest.raises(LivePhotoError, match=r"holds no config.json: give the folder of a VAE"):
+        clip_cache.make_cache(tmp_path, cache, 26, 1)
+    with pytest.raises(LivePhotoError, match="24 clips by 1 processes: use more"):
+        clip_cache.make_cache(DEMO_FOLDER, cache, 24, 1)
+    finish_cache(cache, 26, {"data.kind": "folder"})
+    with pytest.raises(LivePhotoError, match=r"data\.kind"):
+        clip_cache.make_cache(DEMO_FOLDER, cache, 26, 1)
 
 
 def pictures(count, side=64):
