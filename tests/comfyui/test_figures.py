@@ -17,7 +17,7 @@ from livephoto_core.pipeline import LivePhoto
 
 MOTIONS = (*THING[:4], *CAMERA[:4])
 LEVELS = (1, 4, 7, 10)
-FRAMES, STEPS, SIDE = 16, 8, 64
+FRAMES, STEPS, SIDE = 16, 6, 64
 
 
 def photographs():
