@@ -10,18 +10,11 @@ from typing import Any
 import torch
 from einops import rearrange, repeat
 
-from .base import (
-    Base,
-    adapter_tokens,
-    decode,
-    encode_photo,
-    encode_text,
-    overlong_text,
-    text_length,
-)
+from .base import Base
 from .conditioning import ClipCondition, even_levels
 from .config import AdapterConfig, NoiseSchedule
 from .diffusers_host import DiffusersHost
+from .encoding import adapter_tokens, decode, encode_photo, encode_text, overlong_text, text_length
 from .errors import LivePhotoError
 from .intensity import check_level
 from .inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_noise, prior_weights

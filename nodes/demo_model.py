@@ -26,7 +26,7 @@ import comfy.utils
 import torch
 from torch import nn
 
-from ..livephoto_core.base import PHOTO_MEAN, PHOTO_STD
+from ..livephoto_core.encoding import PHOTO_MEAN, PHOTO_STD
 
 FOLDER = Path(__file__).parent.parent / "livephoto_core" / "demo" / "weights"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

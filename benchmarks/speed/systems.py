@@ -14,11 +14,12 @@ import torch
 from einops import rearrange, repeat
 from torch import nn
 
-from livephoto_core.base import SD15_CONFIGS, Base, decode_latents, encode_pictures, load_tokenizer
+from livephoto_core.base import SD15_CONFIGS, Base, load_tokenizer
 from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.conditioning import ClipCondition, even_levels
 from livephoto_core.config import AdapterConfig, BaseShape, NoiseSchedule
 from livephoto_core.diffusers_host import DiffusersHost
+from livephoto_core.encoding import decode_latents, encode_pictures
 from livephoto_core.model.adapter import LivePhotoAdapter
 from livephoto_core.pipeline import LivePhoto, Settings, make_sampler
 

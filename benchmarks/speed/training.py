@@ -8,9 +8,9 @@ import torch
 from einops import rearrange, repeat
 from torch import nn
 
-from livephoto_core.base import encode_pictures
 from livephoto_core.conditioning import even_levels
 from livephoto_core.config import NoiseSchedule
+from livephoto_core.encoding import encode_pictures
 from livephoto_core.schedule import add_noise, alphas_cumprod
 from livephoto_core.training.model import Batch, TrainingModel
 

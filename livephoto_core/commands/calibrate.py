@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..base import Base, decode, encode_photo
+from ..base import Base
 from ..checkpoint import CONFIG_KEY, opened, read_config, read_metadata, save_tensors
 from ..config import to_json
 from ..data.clips import ClipSample, Skipped, readable_clips
+from ..encoding import decode, encode_photo
 from ..intensity import check_thresholds
 from ..measures import clip_similarity
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from ..base import Base, encode_text, overlong_text
+from ..base import Base
 from ..checkpoint import load_adapter, read_config, read_metadata
 from ..config import AdapterConfig, to_json
+from ..encoding import encode_text, overlong_text
 from ..errors import LivePhotoError
 from ..measures import MOTION_NAMES
 from ..media_write import CLIP_SUFFIXES, read_settings

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Dinov2Config, Dinov2Model
 
-from ..base import normalised
+from ..encoding import normalised
 from .stills import Stills
 
 

@@ -33,9 +33,9 @@ def load_measured(files, device: str, sampling) -> tuple[Model, AdapterConfig]:
     Raises:
         LivePhotoError: a missing or damaged file, or a checkpoint without level thresholds.
     """
-    from ..base import decode, encode_photo
     from ..commands.inspect_file import word_weights
     from ..commands.model_files import load_model
+    from ..encoding import decode, encode_photo
     from .generate import batch_generator
 
     loaded = load_model(files, device)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange, repeat
 
-from ..base import adapter_tokens, decode, encode_photo, encode_text
 from ..conditioning import ClipCondition
+from ..encoding import adapter_tokens, decode, encode_photo, encode_text
 from ..inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_noise
 from ..model.reweight import apply_weights
 from ..pipeline import SAMPLERS, LivePhoto, check_min_cfg, check_sampler, guidance_scales

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..base import decode_latents, encode_pictures, photo_tokens
 from ..config import ContentShape
 from ..data.clips import ClipSample
+from ..encoding import decode_latents, encode_pictures, photo_tokens
 from ..measures import clip_similarity
 from .cache import EncodedClip
 

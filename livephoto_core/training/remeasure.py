@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..base import Base, decode_latents
+from ..base import Base
+from ..encoding import decode_latents
 from ..errors import LivePhotoError
 from ..measures import clip_similarity
 from .cache import CachedClips, EncodedClip, Manifest, cache_stream, made_from_of, read_manifest

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..animatediff import load_motion, motion_shape_of
-from ..base import Base, load_base, text_length
+from ..base import Base, load_base
 from ..checkpoint import load_adapter, read_config
 from ..config import AdapterConfig, MotionShape
 from ..data.clips import ClipSample, Skipped, Window, report
@@ -24,6 +24,7 @@ from ..data.folder import FolderSource
 from ..data.shards import ShardSource
 from ..data.source import open_source
 from ..diffusers_host import base_shape, check_fit
+from ..encoding import text_length
 from ..errors import LivePhotoError
 from ..files import atomic_path
 from ..intensity import calibrate, level

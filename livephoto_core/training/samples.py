@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..base import Base, decode, overlong_text, text_length
+from ..base import Base
+from ..encoding import decode, overlong_text, text_length
 from ..media_write import contact_sheet, write_picture
 from ..pipeline import LivePhoto, Settings
 from .batches import Batches

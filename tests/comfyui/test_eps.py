@@ -6,12 +6,12 @@ import itertools
 import pytest
 import torch
 
-from livephoto_core.base import decode, encode_photo, encode_text, photo_tokens
 from livephoto_core.checkpoint import load_adapter, save_adapter
 from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.conditioning import ClipCondition, even_levels
 from livephoto_core.config import NoiseSchedule, Parts
 from livephoto_core.diffusers_host import DiffusersHost
+from livephoto_core.encoding import decode, encode_photo, encode_text, photo_tokens
 from livephoto_core.evaluation.ablation_arms import Variant, write_variant
 
 LINEAR = NoiseSchedule("linear")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from livephoto_core.base import encode_text
 from livephoto_core.commands.inspect_file import word_weights
+from livephoto_core.encoding import encode_text
 from livephoto_core.intensity import clip_ssim, fractional_level
 
 # as in inside/reweighting.py

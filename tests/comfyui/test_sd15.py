@@ -8,8 +8,9 @@ import gc
 import pytest
 import torch
 
-from livephoto_core.base import encode_photo, encode_text, load_single_file
+from livephoto_core.base import load_single_file
 from livephoto_core.checkpoint import load_adapter
+from livephoto_core.encoding import encode_photo, encode_text
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

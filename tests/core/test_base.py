@@ -8,18 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from livephoto_core.base import (
-    SD15_CONFIGS,
-    decode,
-    encode_photo,
-    encode_text,
-    load_base,
-    load_image_encoder,
-    load_single_file,
-    photo_tokens,
-    vae_factor,
-)
+from livephoto_core.base import SD15_CONFIGS, load_base, load_image_encoder, load_single_file
 from livephoto_core.config import BaseShape, ContentShape, NoiseSchedule
+from livephoto_core.encoding import decode, encode_photo, encode_text, photo_tokens, vae_factor
 from livephoto_core.errors import LivePhotoError
 
 CONTENT = ContentShape("tiny", image_size=64, patch_size=4, token_width=24, width=24, heads=2, head_width=8)

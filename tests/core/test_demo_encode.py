@@ -8,7 +8,6 @@ import torch
 from einops import rearrange
 
 from livephoto_core import training
-from livephoto_core.base import photo_tokens
 from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.demo import clip_cache
 from livephoto_core.demo.base import content_shape
@@ -18,6 +17,7 @@ from livephoto_core.demo.patches import new_patch_encoder
 from livephoto_core.demo.photos import Photo
 from livephoto_core.demo.sprites import SHAPES
 from livephoto_core.demo.vae import new_vae, optimizer_of, patch_components, reconstruction_loss, set_linear_encoder
+from livephoto_core.encoding import photo_tokens
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.intensity import clip_ssim
 from livephoto_core.training.cache import finish_cache

@@ -5,9 +5,10 @@ import shutil
 
 from safetensors.torch import load_file, save_file
 
-from livephoto_core.base import encode_text, load_base
+from livephoto_core.base import load_base
 from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.demo.portable import make_portable
+from livephoto_core.encoding import encode_text
 
 
 def test_a_saved_model_becomes_portable_and_stays_the_same_model(tmp_path):

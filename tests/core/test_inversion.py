@@ -2,7 +2,7 @@ import pytest
 import torch
 from einops import repeat
 
-from livephoto_core.base import encode_text
+from livephoto_core.encoding import encode_text
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.inversion import inversion_timesteps, invert, invert_sigmas, prior_noise, prior_weights
 from livephoto_core.schedule import alphas_cumprod, sigmas

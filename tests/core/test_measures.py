@@ -9,12 +9,12 @@ import pytest
 import torch
 from einops import repeat
 
-from livephoto_core.base import decode_latents
 from livephoto_core.checkpoint import load_adapter, read_config, save_adapter
 from livephoto_core.cli import main
 from livephoto_core.commands.inspect_file import describe
 from livephoto_core.commands.measure import format_table, measure
 from livephoto_core.config import INTENSITY_MEASURES
+from livephoto_core.encoding import decode_latents
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.evaluation.scoring import delivered, strength
 from livephoto_core.evaluation.systems import System, one_by_one

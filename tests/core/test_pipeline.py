@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from livephoto_core.base import encode_photo, encode_text
 from livephoto_core.checkpoint import load_adapter
 from livephoto_core.config import NoiseSchedule, Parts
+from livephoto_core.encoding import encode_photo, encode_text
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.evaluation.generate import BatchSampling, batch_generator
 from livephoto_core.model.adapter import LivePhotoAdapter

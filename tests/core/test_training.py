@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from livephoto_core.base import load_base, overlong_text
+from livephoto_core.base import load_base
 from livephoto_core.checkpoint import load_adapter, read_metadata
 from livephoto_core.cli import main
 from livephoto_core.config import to_json
+from livephoto_core.encoding import overlong_text
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import write_clip
