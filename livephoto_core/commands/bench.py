@@ -108,7 +108,7 @@ def _add_words(parts) -> None:
 
 
 def _add_suite_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--suite", default="full", help="full (default), medium, or reduced, for a quick look")
+    parser.add_argument("--suite", default="full", help="full (default), medium, short, or reduced, for a quick look")
     parser.add_argument("--photos", metavar="DIR", help=PHOTOS)
 
 
@@ -163,17 +163,18 @@ def _intensity(options: argparse.Namespace) -> None:
 def _ablations(options: argparse.Namespace) -> None:
     from ..evaluation.ablation_config import load_ablations
     from ..evaluation.ablation_report import check_report, write_ablations
-    from ..evaluation.ablations import run_ablations
-    from ..evaluation.features import extractors, scorers
+    from ..evaluation.ablations import measure_starts, run_ablations
+    from ..evaluation.features import extractors
     from ..evaluation.suite import draw_suite, suite_photos
 
     config, device = load_ablations(options.config), options.device or default_device()
     check_device(device)
     check_report(options.out)
-    scores = scorers(extractors(config.dino or None, config.clip or None, device))
+    # missing weights are found before the training
+    extractors(config.dino or None, config.clip or None, device)
     suite = draw_suite(suite_photos(options.photos), config.suite)
-    measured = run_ablations(config, suite, scores, device)
-    print(write_ablations(config, measured, options.out))
+    measured = run_ablations(config, suite, device)
+    print(write_ablations(config, measured, measure_starts(config, suite, device), options.out))
 
 
 def _words(options: argparse.Namespace) -> None:

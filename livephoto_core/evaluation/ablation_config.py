@@ -29,8 +29,8 @@ class Ablations:
     `training`: the phases of a run, one after the other, each as in a file for `livephoto train` without GIVEN. The starting
     adapter is the checkpoint `start_adapter`, or a new one with the config `adapter`, drawn anew for each seed and alike in all
     arms. `work` is the folder of the runs. `arms` are names of ARMS. `steps`, `cfg`, `min_cfg` and `batch` are those of sampling.
-    More than one of `processes` train on a CPU; one takes the GPU if there is one. `dino` and `clip` are folders of weights for the
-    paper's scores.
+    More than one of `processes` train on a CPU, and measure an arm each; one takes the GPU if there is one. `dino` and `clip` are
+    folders of weights for the paper's scores.
     """
 
     base: str = ""

@@ -14,7 +14,7 @@ from ..training.config import without_folders
 from .ablation_arms import FULL, Arm
 from .ablation_config import Ablations
 from .ablations import Measured
-from .bench_figures import ASKED, distance_agreement, level_error
+from .bench_figures import ASKED, distance_agreement, distances, level_error, pooled_spearman
 from .figures import spearman
 from .plots import INK, new_plot, save_plot
 from .report import Figure, mean_figure, to_json
@@ -23,8 +23,14 @@ from .suite import WORDINGS
 
 # over all scenes together, so with no value on one
 POOLED = ("level, Spearman pooled", "level and distance, Spearman pooled")
+# by the measure of the arm's own levels, so not to be compared with an arm that has another
+BY_OWN_SCALE = ("level, Spearman a clip", "level, error")
+# of fewer scenes an interval leaves out 0 too often by chance
+CLEAR_SCENES = 6
 # {scene: value} of one arm and one seed
 Scenes = dict[str, float]
+# {seed: MotionBench's report} of one arm
+Reports = dict[int, dict[str, Any]]
 
 
 def scene_values(report: dict[str, Any]) -> dict[str, Scenes]:
@@ -73,48 +79,75 @@ def difference(arm: Scenes, full: Scenes) -> Figure:
     return mean_figure([arm[scene] - full[scene] for scene in arm if scene in full])
 
 
-def build_ablations(config: Ablations, measured: Sequence[Measured]) -> dict[str, Any]:
+def pooled_values(reports: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    """The figures of POOLED out of one arm's reports, one a seed."""
+    seeds = [[LevelRow(**row) for row in report["levels"]] for report in reports]
+    pairs = (
+        [[(ASKED, row.dissimilarity) for row in rows] for rows in seeds],
+        [[distances(row) for row in rows] for rows in seeds],
+    )
+    return {name: pooled_spearman(*found) for name, found in zip(POOLED, pairs, strict=True) if found[0]}
+
+
+def build_ablations(config: Ablations, measured: Sequence[Measured], starts: Sequence[Measured] = ()) -> dict[str, Any]:
     """The study's figures and what they were made from; plain data.
 
     Intervals are over scenes, of the means over seeds: they tell nothing of how much another seed would differ, which each seed's
     own figures show.
     """
-    found: dict[Arm, dict[int, dict[str, Scenes]]] = {}
-    pooled: dict[Arm, dict[int, dict[str, float]]] = {}
+    found: dict[Arm, Reports] = {}
     for one in measured:
-        found.setdefault(one.arm, {})[one.seed] = scene_values(one.report)
-        figures = one.report["figures"]
-        pooled.setdefault(one.arm, {})[one.seed] = {name: figures[name]["value"] for name in POOLED if name in figures}
-    joint = {arm: over_seeds(list(seeds.values())) for arm, seeds in found.items()}
-    full = next((figures for arm, figures in joint.items() if arm.name == FULL), {})
+        found.setdefault(one.arm, {})[one.seed] = one.report
+    full = next((reports for arm, reports in found.items() if arm.name == FULL), None)
     return {
         "suite": measured[0].report["suite"],
         "settings": _settings(config),
         "seeds": list(config.seeds),
-        "arms": [_row(arm, joint[arm], full, seeds, pooled[arm]) for arm, seeds in found.items()],
+        "arms": [_row(arm, reports, full) for arm, reports in found.items()],
+        "before training": [{"name": one.arm.name, "figures": _plain(figures_of([one.report]))} for one in starts],
     }
 
 
-def _row(
-    arm: Arm,
-    figures: dict[str, Scenes],
-    full: dict[str, Scenes],
-    seeds: dict[int, dict[str, Scenes]],
-    pooled: dict[int, dict[str, float]],
-) -> dict[str, Any]:
-    compared = {} if figures is full else {name: difference(figures[name], full[name]) for name in figures if name in full}
+def figures_of(reports: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    """An arm's figures out of its reports, one a seed."""
+    scenes = over_seeds([scene_values(report) for report in reports])
+    return {**{name: mean_figure(list(values.values())) for name, values in scenes.items()}, **pooled_values(reports)}
+
+
+def against(full: Reports, arm: Reports) -> dict[str, dict[str, Any]]:
+    """{figure: arm minus full over the scenes of both}, and whether the difference is clear; none of two scales.
+
+    Clear: CLEAR_SCENES or more, an interval that leaves out 0, and the same sign in every seed.
+    """
+    full_seeds, arm_seeds = ({seed: scene_values(report) for seed, report in reports.items()} for reports in (full, arm))
+    whole, lacking = (over_seeds(list(seeds.values())) for seeds in (full_seeds, arm_seeds))
+    one_scale = len({report["measure"] for reports in (full, arm) for report in reports.values()}) == 1
+    compared = {}
+    for name in [name for name in lacking if name in whole and (one_scale or name not in BY_OWN_SCALE)]:
+        figure = difference(lacking[name], whole[name])
+        signs = {
+            np.sign(difference(figures[name], full_seeds[seed][name]).value)
+            for seed, figures in arm_seeds.items()
+            if name in figures and name in full_seeds.get(seed, {})
+        }
+        apart = figure.low > 0 or figure.high < 0
+        compared[name] = {**asdict(figure), "clear": bool(apart and figure.count >= CLEAR_SCENES and len(signs) == 1)}
+    return compared
+
+
+def _row(arm: Arm, reports: Reports, full: Reports | None) -> dict[str, Any]:
     return {
         **asdict(arm),
-        "figures": {name: asdict(mean_figure(list(scenes.values()))) for name, scenes in figures.items()},
-        "minus full": {name: asdict(figure) for name, figure in compared.items()},
+        "figures": _plain(figures_of(list(reports.values()))),
+        "minus full": {} if full is None or full is reports else against(full, reports),
         "by seed": {
-            str(seed): {**{name: _mean(scenes) for name, scenes in found.items()}, **pooled[seed]} for seed, found in seeds.items()
+            str(seed): {name: figure.value for name, figure in figures_of([report]).items()} for seed, report in reports.items()
         },
     }
 
 
-def _mean(scenes: Scenes) -> float:
-    return float(np.mean(list(scenes.values())))
+def _plain(figures: dict[str, Figure]) -> dict[str, dict[str, float]]:
+    return {name: asdict(figure) for name, figure in figures.items()}
 
 
 def _settings(config: Ablations) -> dict[str, Any]:
@@ -129,36 +162,46 @@ def ablations_markdown(report: dict[str, Any]) -> str:
     suite, arms = report["suite"], report["arms"]
     names = list(dict.fromkeys(name for arm in arms for name in arm["figures"]))
     seeds = ", ".join(map(str, report["seeds"]))
-    head = [f"| arm | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     lines = [
         f"MotionBench {suite['version']}, suite `{suite['plan']}` `{suite['fingerprint']}`; seeds {seeds}",
         "",
-        "Means over scenes and seeds, with 95 % intervals over scenes:",
+        "Means over scenes and seeds, with 95 % intervals over scenes. Levels of another measure are judged by that measure.",
         "",
-        *head,
-        *(f"| {arm['name']} | {' | '.join(_cell(arm['figures'].get(name)) for name in names)} |" for arm in arms),
+        *_table(arms, "figures", names),
     ]
     compared = [arm for arm in arms if arm["minus full"]]
     if compared:
-        lines += ["", "Minus full, scene by scene; bold where the interval leaves out 0:", "", *head]
-        for arm in compared:
-            lines.append(f"| {arm['name']} | {' | '.join(_cell(arm['minus full'].get(name), True) for name in names)} |")
-    columns = [*names, *POOLED]
-    lines += ["", "Each seed:", "", f"| arm | seed | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
+        cells = sum(len(arm["minus full"]) for arm in compared)
+        lines += [
+            "",
+            f"Minus full, scene by scene. Bold: {CLEAR_SCENES} scenes or more, an interval that leaves out 0, the same sign in "
+            f"every seed. Of {cells} differences chance alone would make some bold.",
+            "",
+            *_table(compared, "minus full", [name for name in names if name not in POOLED]),
+        ]
+    if before := report["before training"]:
+        lines += ["", "What the arms start from, before any training:", "", *_table(before, "figures", names)]
+    lines += ["", "Each seed:", "", f"| arm | seed | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
     for arm in arms:
         for seed, found in arm["by seed"].items():
-            cells = ("" if found.get(name) is None else f"{found[name]:.3f}" for name in columns)
+            cells = ("" if not np.isfinite(found.get(name, np.nan)) else f"{found[name]:.3f}" for name in names)
             lines.append(f"| {arm['name']} | {seed} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(figure: dict[str, float] | None, signed: bool = False) -> str:
-    if figure is None:
+def _table(arms: Sequence[dict[str, Any]], kind: str, names: Sequence[str]) -> list[str]:
+    rows = (f"| {arm['name']} | {' | '.join(_cell(arm[kind].get(name)) for name in names)} |" for arm in arms)
+    return [f"| arm | {' | '.join(names)} |", f"|---|{'---|' * len(names)}", *rows]
+
+
+def _cell(figure: dict[str, Any] | None) -> str:
+    if figure is None or not np.isfinite(figure["value"]):
         return ""
-    sign = "+" if signed else ""
-    text = f"{figure['value']:{sign}.3f} ({figure['low']:{sign}.3f} to {figure['high']:{sign}.3f})"
-    clear = signed and (figure["low"] > 0 or figure["high"] < 0)
-    return f"**{text}**" if clear else text
+    sign = "+" if "clear" in figure else ""
+    few = not np.isfinite([figure["low"], figure["high"]]).all()
+    reach = "too few" if few else f"{figure['low']:{sign}.3f} to {figure['high']:{sign}.3f}"
+    text = f"{figure['value']:{sign}.3f} ({reach})"
+    return f"**{text}**" if figure.get("clear") else text
 
 
 def check_report(out: str | Path) -> None:
@@ -172,13 +215,13 @@ def check_report(out: str | Path) -> None:
     check_writable(out)
 
 
-def write_ablations(config: Ablations, measured: Sequence[Measured], out: str | Path) -> str:
+def write_ablations(config: Ablations, measured: Sequence[Measured], starts: Sequence[Measured], out: str | Path) -> str:
     """Write report.json, report.md and ablations.svg and .png into a folder, beside what else is in it; returns the tables.
 
     Raises:
         LivePhotoError: the folder cannot be written.
     """
-    report = build_ablations(config, measured)
+    report = build_ablations(config, measured, starts)
     text = ablations_markdown(report)
     with atomic_parts(out) as folder:
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")

@@ -5,8 +5,12 @@ What is finished is kept: a stopped study goes on where it was, and a longer lis
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
@@ -26,14 +30,14 @@ from .ablation_arms import TRAINED, Arm, write_variant
 from .ablation_config import Ablations, run_of, run_values
 from .bench_report import FIGURES, build_report
 from .benching import run_suite
+from .features import extractors, scorers
 from .generate import BatchSampling
 from .report import to_json
-from .scoring import Scorers
 from .suite import Suite
 from .system_livephoto import livephoto_system
 
 STUDY = "study.json"
-RESULT = "adapter.safetensors"
+START, RESULT = "start.safetensors", "adapter.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,21 +49,51 @@ class Measured:
     report: dict[str, Any]
 
 
-def run_ablations(config: Ablations, suite: Suite, scorers: Scorers, device: str) -> list[Measured]:
-    """Train and measure all arms of a study, those of the first seed first; `scorers` are those of its `dino` and `clip`.
+def run_ablations(config: Ablations, suite: Suite, device: str) -> list[Measured]:
+    """Train and measure all arms of a study, those of the first seed first.
 
     Raises:
         LivePhotoError: the work folder is of another study, or what a training or a measuring says.
     """
-    work = Path(config.work)
-    _claim(work, config)
+    claim(config)
+    trained = list(dict.fromkeys(arm.trained for arm in config.chosen))
     found = []
     for seed in config.seeds:
-        for number, arm in enumerate(config.chosen, 1):
-            print(f"seed {seed}, arm {number} of {len(config.chosen)}: {arm.name}", flush=True)
-            files = train_arm(config, arm.trained, seed)
-            found.append(Measured(arm, seed, measure_arm(config, arm, seed, files, suite, scorers, device)))
+        files = {}
+        for number, name in enumerate(trained, 1):
+            print(f"seed {seed}, training {number} of {len(trained)}: {name}", flush=True)
+            files[name] = train_arm(config, name, seed)
+        print(f"seed {seed}: measuring {len(config.chosen)} arms", flush=True)
+        reports = [_folder(config, arm.trained, seed) / f"{_file_name(arm.name)}.json" for arm in config.chosen]
+        jobs = [
+            (config, files[arm.trained], arm.prior, path, suite, device)
+            for arm, path in zip(config.chosen, reports, strict=True)
+        ]
+        measured = measure_all(config.processes, jobs)
+        found += [Measured(arm, seed, report) for arm, report in zip(config.chosen, measured, strict=True)]
     return found
+
+
+def measure_starts(config: Ablations, suite: Suite, device: str) -> list[Measured]:
+    """What the trained arms start from, measured before any training, with the first seed.
+
+    None where the start is a new adapter, or has levels of another measure yet to learn.
+
+    Raises:
+        LivePhotoError: what measuring says.
+    """
+    if not config.start_adapter:
+        return []
+    arms = {arm.trained: arm for arm in reversed(config.chosen) if TRAINED[arm.trained].measure is None}
+    arms = list(reversed(arms.values()))
+    print(f"measuring what {len(arms)} arms start from", flush=True)
+    folders = [_folder(config, arm.trained, config.seeds[0]) for arm in arms]
+    jobs = [
+        (config, ModelFiles(folder / START, config.base), arm.prior, folder / "start.json", suite, device)
+        for arm, folder in zip(arms, folders, strict=True)
+    ]
+    reports = measure_all(config.processes, jobs)
+    return [Measured(arm, config.seeds[0], report) for arm, report in zip(arms, reports, strict=True)]
 
 
 def train_arm(config: Ablations, name: str, seed: int) -> ModelFiles:
@@ -69,7 +103,7 @@ def train_arm(config: Ablations, name: str, seed: int) -> ModelFiles:
         LivePhotoError: what the training says.
     """
     folder, variant = _folder(config, name, seed), TRAINED[name]
-    start, base = folder / "start.safetensors", config.base
+    start, base = folder / START, config.base
     if not start.exists():
         write_variant(_starting_adapter(config, seed), variant, start)
     for number, phase in enumerate(config.training, 1):
@@ -87,19 +121,19 @@ def train_arm(config: Ablations, name: str, seed: int) -> ModelFiles:
     return ModelFiles(start, base)
 
 
-def measure_arm(
-    config: Ablations, arm: Arm, seed: int, files: ModelFiles, suite: Suite, scorers: Scorers, device: str
-) -> dict[str, Any]:
-    """MotionBench's report on a trained arm, made or kept from before."""
+def measure(config: Ablations, files: ModelFiles, prior: float, path: Path, suite: Suite, device: str) -> dict[str, Any]:
+    """MotionBench's report on a checkpoint, sampled with the paper's prior times `prior`; made, or kept at `path` from before.
+
+    Raises:
+        LivePhotoError: no such weights as `dino` or `clip` names, or what measuring says.
+    """
     sampled = {name: getattr(config, name) for name in ("steps", "cfg", "min_cfg", "dino", "clip")}
     settings = {"suite": suite.fingerprint, "figures": FIGURES, **sampled}
-    path = _folder(config, arm.trained, seed) / f"{_file_name(arm.name)}.json"
     if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8")))["settings"] == settings:
         return kept
-    shares = PRIOR_START * arm.prior, PRIOR_END * arm.prior
-    sampling = BatchSampling(config.steps, config.cfg, config.min_cfg, *shares)
+    sampling = BatchSampling(config.steps, config.cfg, config.min_cfg, PRIOR_START * prior, PRIOR_END * prior)
     system = livephoto_system(files, device, sampling, config.batch)
-    result = run_suite(system, suite, scorers)
+    result = run_suite(system, suite, scorers(extractors(config.dino or None, config.clip or None, device)))
     report = build_report(system, suite, result, settings)
     with atomic_path(path) as temporary:
         temporary.write_text(to_json(report), encoding="utf-8")
@@ -107,12 +141,26 @@ def measure_arm(
     return json.loads(to_json(report))
 
 
-def _claim(work: Path, config: Ablations) -> None:
-    """Make the work folder this study's, or see that it is."""
+def measure_all(processes: int, jobs: Sequence[tuple]) -> list[dict[str, Any]]:
+    """What `measure` returns for each job's arguments; several processes have one thread each."""
+    if processes == 1:
+        return [measure(*job) for job in jobs]
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(measure, *zip(*jobs, strict=True)))
+
+
+def claim(config: Ablations) -> None:
+    """Make the work folder this study's, or see that it is.
+
+    Raises:
+        LivePhotoError: it holds runs of another study, or cannot be made.
+    """
+    work = Path(config.work)
     path = work / STUDY
+    fixed = {**config.fixed, "weights to start from": _digest(config)}
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if other := [name for name, value in config.fixed.items() if kept.get(name) != value]:
+        if other := [name for name, value in fixed.items() if kept.get(name) != value]:
             raise LivePhotoError(f"{work} holds runs with another {', '.join(other)}: give another work folder, or delete it")
         return
     try:
@@ -120,7 +168,18 @@ def _claim(work: Path, config: Ablations) -> None:
     except OSError as error:
         raise LivePhotoError(f"cannot make the work folder {work} ({error.strerror}): set work to another") from error
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(config.fixed, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(fixed, indent=1), encoding="utf-8")
+
+
+def _digest(config: Ablations) -> str:
+    """Of the weights that all arms start from: other weights at the same place make another study."""
+    digest = hashlib.sha256()
+    for given in filter(None, (config.base, config.start_adapter)):
+        path = Path(given)
+        # what is not there is for the training to name
+        for file in filter(Path.is_file, sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _starting_adapter(config: Ablations, seed: int) -> Path:

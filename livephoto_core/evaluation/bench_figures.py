@@ -15,6 +15,7 @@ from .scoring import LevelRow, Row
 from .suite import WORDINGS
 
 ASKED = tuple(range(1, LEVELS + 1))
+Pair = tuple[Sequence[float], Sequence[float]]
 # distances in one unit
 IN_PIXELS = (*CAMERA, *THING)
 
@@ -76,7 +77,7 @@ def level_figures(rows: Sequence[LevelRow]) -> dict[str, Figure]:
     figures["level, clips whose every step rises"] = mean_figure([float(all(s)) if s else float("nan") for s in steps])
     if any(row.travel for row in rows):
         figures["level and distance, Spearman a clip"] = mean_figure([distance_agreement(row) for row in rows])
-        pairs = [_distances(row) for row in rows]
+        pairs = [distances(row) for row in rows]
         figures["level and distance, Spearman pooled"] = pooled_spearman([pair for pair in pairs if len(pair[0])])
     return figures
 
@@ -86,22 +87,28 @@ def distance_agreement(row: LevelRow) -> float:
 
     0 where it goes as far at every level: that follows none.
     """
-    levels, gone = _distances(row)
+    levels, gone = distances(row)
     return float(np.nan_to_num(spearman(levels, gone))) if len(levels) > 1 else float("nan")
 
 
-def _distances(row: LevelRow) -> tuple[np.ndarray, np.ndarray]:
+def distances(row: LevelRow) -> Pair:
     """The levels at which the motion is seen and how far it goes at each; none for motions whose distances do not compare."""
     gone = np.array(row.travel if row.motion in IN_PIXELS else [], dtype=float)
     seen = np.isfinite(gone)
     return np.array(ASKED)[: len(gone)][seen], gone[seen]
 
 
-def pooled_spearman(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Rank correlation over the values of all scenes together, each given as (a, b); drawn anew scene by scene."""
+def pooled_spearman(pairs: Sequence[Pair], *seeds: Sequence[Pair]) -> Figure:
+    """Rank correlation over the values of all scenes together, each given as (a, b); drawn anew scene by scene.
+
+    With the same scenes of more seeds, the mean over the seeds.
+    """
+
+    def of_one(pairs: Sequence[Pair], index: Iterable[int]) -> float:
+        return spearman(*(np.concatenate([pairs[i][side] for i in index]) for side in (0, 1)))
 
     def figure(index: Iterable[int]) -> float:
-        return spearman(*(np.concatenate([pairs[i][side] for i in index]) for side in (0, 1)))
+        return float(np.mean([of_one(one, index) for one in (pairs, *seeds)]))
 
     value = figure(range(len(pairs))) if pairs else float("nan")
     return Figure(value, *interval(len(pairs), figure), len(pairs))

@@ -11,8 +11,8 @@ from ..measures import MOTION_NAMES
 from ..media_write import contact_sheet, write_picture
 from .bench_figures import confusions, first_frame_loss, level_curve, level_figures, photo_figures, scene_mean, text_figures
 from .benching import Result
-from .report import GROUPS, to_json
-from .suite import VERSION, Suite
+from .report import GROUPS, span, to_json
+from .suite import SEED, VERSION, Suite
 from .systems import System
 
 REPORT = "report.json"
@@ -47,6 +47,7 @@ def build_report(system: System, suite: Suite, result: Result, settings: dict) -
             "version": VERSION,
             "plan": suite.plan,
             "fingerprint": suite.fingerprint,
+            "first seed": SEED,
             "text cases": len(suite.text),
             "level cases": len(suite.level),
         },
@@ -88,7 +89,7 @@ def to_markdown(report: dict) -> str:
         cells = (
             name,
             f"{figure['value']:.3f}",
-            f"{figure['low']:.3f} to {figure['high']:.3f}",
+            span(figure["low"], figure["high"]),
             str(figure["count"]),
             "" if limit is None else f"{limit['value']:.3f}",
             target,

@@ -19,9 +19,11 @@ FIT_SPEEDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 2.0)
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation -1..1 of paired values; nan where one side does not vary."""
+    """Rank correlation -1..1 of paired values; nan where one side does not vary, or there are none."""
     from scipy.stats import rankdata
 
+    if not len(a):
+        return float("nan")
     ranks = np.stack([rankdata(a), rankdata(b)])
     ranks = ranks - ranks.mean(1, keepdims=True)
     size = np.sqrt((ranks**2).sum(1).prod())
@@ -80,10 +82,10 @@ def fit_psnr(frames: torch.Tensor, clip: DemoClip) -> float:
 def interval(count: int, figure: Callable[[np.ndarray], float], seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> tuple[float, float]:
     """Bootstrap interval (95 %) of a figure of `count` clips; `figure` takes the indices [count] of a draw with replacement.
 
-    Draws whose figure is nan are left out; (nan, nan) if all are.
+    Draws whose figure is nan are left out; (nan, nan) if all are, and of fewer than two clips, which tell nothing of others.
     """
     rng = np.random.default_rng(seed)
-    values = np.array([figure(rng.integers(count, size=count)) for _ in range(draws)]) if count else np.array([])
+    values = np.array([figure(rng.integers(count, size=count)) for _ in range(draws if count > 1 else 0)])
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")

@@ -21,7 +21,7 @@ from .bench_report import REPORT, check_folder
 from .figures import spearman
 from .intensity_measures import Measure
 from .plots import new_plot, save_plot
-from .report import Figure, mean_figure, to_json
+from .report import Figure, mean_figure, span, to_json
 from .suite import FRAMES, SEED, SIZE
 
 FAMILIES = {"camera": CAMERA, "things": THING, "all of these": IN_PIXELS}
@@ -97,7 +97,7 @@ def study_markdown(figures: dict[str, dict[str, Figure]], motions: dict[str, dic
     columns = list(next(iter(figures.values())))
     lines = [f"| measure | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for name, row in figures.items():
-        cells = [f"{f.value:.3f} ({f.low:.3f} to {f.high:.3f})" for f in row.values()]
+        cells = [f"{f.value:.3f} ({span(f.low, f.high)})" for f in row.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", f"| motion | {' | '.join(figures)} |", f"|---|{'---|' * len(figures)}"]
     lines += [f"| {motion} | {' | '.join(f'{row[name]:.3f}' for name in figures)} |" for motion, row in motions.items()]

@@ -182,14 +182,19 @@ def is_met(name: str, value: float) -> bool | None:
     return (abs(value) if kind == "at most, either way" else value) <= bound
 
 
+def span(low: float, high: float) -> str:
+    """An interval as a table has it."""
+    return f"{low:.3f} to {high:.3f}" if np.isfinite([low, high]).all() else "too few"
+
+
 def to_markdown(report: dict) -> str:
     """The figures and the confusion as two Markdown tables."""
     lines = ["| figure | value | 95 % interval | n | target | met |", "|---|---|---|---|---|---|"]
     for name, figure in report["figures"].items():
         target = "{} {:g}".format(*TARGETS[name]) if name in TARGETS else ""
         met = {None: "", True: "yes", False: "no"}[is_met(name, figure["value"])]
-        span = f"{figure['low']:.3f} to {figure['high']:.3f}"
-        lines.append(f"| {name} | {figure['value']:.3f} | {span} | {figure['count']} | {target} | {met} |")
+        cells = name, f"{figure['value']:.3f}", span(figure["low"], figure["high"]), str(figure["count"]), target, met
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| true motion | seen as |", "|---|---|"]
     for motion, seen in report["confusion"].items():
         lines.append(f"| {motion} | {', '.join(f'{name} {count}' for name, count in seen.items())} |")

@@ -49,6 +49,13 @@ PLANS = {
         ("pan left", "pan up", "zoom in", "turn clockwise", "move right", "move up", "spin", "grow", "ripple", "snow"),
         1,
     ),
+    # what the shipped demo can do at least in part, so that a figure has room both ways
+    "short": Plan(
+        ("pan left", "pan up", "zoom in", "turn clockwise", "flicker", "move left", "move right", "move up", "grow", "spin"),
+        2,
+        ("pan right", "pan up", "zoom out", "turn counterclockwise", "move left", "move down", "grow", "spin"),
+        1,
+    ),
     "reduced": Plan(
         ("pan left", "zoom in", "move right", "grow", "snow", "flicker", "still"), 1, ("pan right", "zoom out", "move up"), 1
     ),

@@ -17,7 +17,7 @@ from ..files import atomic_folder
 from .bench_report import REPORT, check_folder
 from .measuring import WordWeights
 from .plots import new_plot, save_plot
-from .report import Figure, mean_figure, ratio_figure, to_json
+from .report import Figure, mean_figure, ratio_figure, span, to_json
 
 PROMPTS = Path(__file__).parent / "prompts.csv"
 COLUMNS = ("wording", "text")
@@ -201,7 +201,7 @@ def words_markdown(report: dict) -> str:
 
 
 def _cells(figure: dict) -> str:
-    return f"{figure['value']:.3f} | {figure['low']:.3f} to {figure['high']:.3f} | {figure['count']}"
+    return f"{figure['value']:.3f} | {span(figure['low'], figure['high'])} | {figure['count']}"
 
 
 def write_words(report: dict, out: str | Path) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from livephoto_core.checkpoint import load_adapter, read_config
 from livephoto_core.cli import main
@@ -18,8 +19,9 @@ from livephoto_core.evaluation import ablations
 from livephoto_core.evaluation import suite as suites
 from livephoto_core.evaluation.ablation_arms import ARMS, TRAINED, Variant, write_variant
 from livephoto_core.evaluation.ablation_config import DEMO_STUDY, Ablations, load_ablations
-from livephoto_core.evaluation.ablation_report import POOLED, ablations_markdown, build_ablations, over_seeds
+from livephoto_core.evaluation.ablation_report import POOLED, ablations_markdown, against, build_ablations, over_seeds
 from livephoto_core.evaluation.ablations import Measured
+from livephoto_core.evaluation.scoring import LevelRow
 from livephoto_core.evaluation.suite import Plan
 from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
 
@@ -161,6 +163,22 @@ def test_a_stopped_training_goes_on(study, tmp_path, monkeypatch):
     assert all(torch.equal(value, unbroken[name]) for name, value in stopped.items())
 
 
+def test_several_processes_measure_as_one(study, photo_folder, tmp_path):
+    arms = [arm for arm in ARMS if arm.name in ("full", "prior x5")]
+    suite = suites.draw_suite(suites.suite_photos(photo_folder), "tiny")
+    found = {}
+    for processes in (1, 2):
+        config = replace(load_ablations(study(work=str(tmp_path / f"by-{processes}"))), processes=processes)
+        files = ablations.train_arm(replace(config, processes=1), "full", 0)
+        jobs = [(config, files, arm.prior, tmp_path / f"{arm.name} {processes}.json", suite, "cpu") for arm in arms]
+        found[processes] = ablations.measure_all(config.processes, jobs)
+    for one, two in zip(found[1], found[2], strict=True):
+        assert one["confusion"] == two["confusion"] and one["settings"] == two["settings"]
+        values = [[figure["value"] or 0 for figure in report["figures"].values()] for report in (one, two)]
+        assert values[0] == pytest.approx(values[1], abs=1e-3)
+    assert found[2][0]["clips"] != found[2][1]["clips"]
+
+
 def test_the_demos_study_starts_from_the_shipped_demo(monkeypatch):
     """In the project's folder, which its paths are relative to."""
     monkeypatch.chdir(Path(__file__).parents[2])
@@ -193,7 +211,7 @@ def test_a_report_tells_no_folders():
     phase = {**{name: f"/home/someone/{name}" for name in names}, "data": data}
     config = Ablations("/home/someone/base", "work", (phase,), start_adapter="/home/someone/start.safetensors", seeds=(0,))
     [arm] = [arm for arm in ARMS if arm.name == "full"]
-    report = build_ablations(config, [Measured(arm, 0, {"suite": {}, "clips": [], "levels": [], "figures": {}})])
+    report = build_ablations(config, [Measured(arm, 0, report_of([], []))])
     assert "someone" not in json.dumps(report)
     assert report["settings"]["training"] == [{**{name: name for name in names}, "data": {"path": "clips", "csv": "a.csv"}}]
 
@@ -232,23 +250,66 @@ def clip(scene, seen, wording="trained"):
     return {**row, "scene": scene, "wording": wording, "motion": "snow", "seen": seen, "scores": {}}
 
 
-def test_figures_over_seeds_and_against_the_full_model():
+def levels_of(scene, sign):
+    """A scene whose clips move more with every level, or with sign -1 less."""
+    rising = [0.01 * (5.5 + sign * (k - 5.5)) for k in range(1, 11)]
+    delivered, reachable = list(range(1, 11)), [True] * 10
+    return asdict(LevelRow(scene, "pan left", rising, delivered, reachable, right=True, travel=rising))
+
+
+def report_of(clips, levels):
     suite = {"version": 1, "plan": "tiny", "fingerprint": "x"}
+    return {"suite": suite, "measure": "ssim", "clips": clips, "levels": levels, "figures": {}}
+
+
+def test_figures_over_seeds_and_against_the_full_model():
     seen = {("full", 0): "snow snow rain", ("full", 1): "snow snow snow", ("prior off", 0): "snow rain rain"}
     arms, measured = {arm.name: arm for arm in ARMS}, []
     for (name, seed), words in seen.items():
         clips = [clip(str(scene), word) for scene, word in enumerate(words.split())]
-        report = {"suite": suite, "clips": clips, "levels": [], "figures": {figure: {"value": 0.5} for figure in POOLED}}
-        measured.append(Measured(arms[name], seed, report))
-    report = build_ablations(Ablations("base", "work", ({},), seeds=(0, 1)), measured)
+        measured.append(Measured(arms[name], seed, report_of(clips, [levels_of("a", 1), levels_of("b", 1 - 2 * seed)])))
+    starts = [Measured(arms["full"], 0, report_of([clip("0", "rain")], []))]
+    report = build_ablations(Ablations("base", "work", ({},), seeds=(0, 1)), measured, starts)
     full, off = report["arms"]
     name = "text right, trained wording"
     assert full["figures"][name]["value"] == pytest.approx(2.5 / 3) and full["figures"][name]["count"] == 3
     assert full["by seed"]["0"][name] == pytest.approx(2 / 3) and full["by seed"]["1"][name] == 1
-    assert [full["by seed"]["1"][figure] for figure in POOLED] == [0.5, 0.5]
+    # in the second seed one scene of two falls where it should rise
+    assert [full["by seed"]["0"][figure] for figure in POOLED] == pytest.approx([1, 1])
+    assert [full["by seed"]["1"][figure] for figure in POOLED] == pytest.approx([0, 0], abs=1e-6)
+    assert [full["figures"][figure]["value"] for figure in POOLED] == pytest.approx([0.5, 0.5])
     assert off["minus full"][name]["value"] == pytest.approx((0 - 1 - 0.5) / 3)
-    assert "| prior off | -0.500 (-1.000 to +0.000) |" in ablations_markdown(report)
+    table = ablations_markdown(report)
+    assert "| prior off | -0.500 (-1.000 to +0.000) |" in table
+    assert "before any training" in table and "| full | 0.000 (too few) |" in table
     assert over_seeds([{"a": {"x": 1.0}}, {"a": {"x": 3.0, "y": 5.0}}]) == {"a": {"x": 2.0, "y": 5.0}}
+
+
+@pytest.mark.parametrize(("scenes", "second", "clear"), [(6, "rain", True), (5, "rain", False), (6, "snow", False)])
+def test_a_difference_is_clear_over_enough_scenes_and_in_every_seed(scenes, second, clear):
+    """"Prior off" is wrong in every scene of the first seed, and of the second if that sees `second`."""
+    right, wrong = ([clip(str(k), seen) for k in range(scenes)] for seen in ("snow", "rain"))
+    others = [clip(str(k), second) for k in range(scenes)]
+    full = {seed: report_of(right, []) for seed in (0, 1)}
+    found = against(full, {0: report_of(wrong, []), 1: report_of(others, [])})["text right, trained wording"]
+    assert found["high"] < 0 and found["clear"] == clear
+
+
+def test_levels_of_two_measures_are_not_compared():
+    reports = [{0: report_of([], [levels_of("a", 1)]) | {"measure": measure}} for measure in ("ssim", "mse")]
+    assert "level, error" in against(reports[0], reports[0])
+    assert list(against(*reports)) == ["level and distance, Spearman a clip"]
+
+
+def test_other_weights_at_the_same_place_are_another_study(study, tmp_path, tiny_adapter_file):
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(Path(tiny_adapter_file).read_bytes())
+    config = load_ablations(study(adapter=None, start_adapter=str(start), arms=["full"]))
+    ablations.claim(config)
+    ablations.claim(config)
+    save_file({**load_file(start), "more": torch.zeros(1)}, start)
+    with pytest.raises(LivePhotoError, match="another weights to start from"):
+        ablations.claim(config)
 
 
 @pytest.mark.parametrize(

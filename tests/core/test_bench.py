@@ -86,7 +86,7 @@ def test_the_suite_is_the_same_again(photos, suite):
     assert draw_suite(photos[:2], "reduced").fingerprint != suite.fingerprint
     cases = (*suite.text, *suite.level)
     assert len({case.name for case in cases}) == len(cases) == 7 * 3 + 3 * 10
-    with pytest.raises(LivePhotoError, match="full, medium, reduced"):
+    with pytest.raises(LivePhotoError, match="full, medium, short, reduced"):
         draw_suite(photos, "huge")
 
 
