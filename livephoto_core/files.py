@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,6 +103,21 @@ def check_writable(folder: str | os.PathLike) -> None:
     """
     with atomic_parts(folder):
         pass
+
+
+def check_replaceable(folder: str | os.PathLike) -> None:
+    """See that `atomic_folder` can put a folder there, before the long work; leaves nothing behind.
+
+    Raises:
+        LivePhotoError: it cannot.
+    """
+    folder = Path(folder)
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise LivePhotoError(_write_message(folder, error)) from error
 
 
 def _refuse_special_file(path: Path) -> None:

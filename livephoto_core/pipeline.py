@@ -87,9 +87,7 @@ def complete(settings: Settings, config: AdapterConfig) -> Settings:
     check_sampler(settings.sampler, settings.steps)
     if not 0 <= settings.seed < 2**63:
         raise LivePhotoError(f"the seed must be 0 to {2**63 - 1}, got {settings.seed}")
-    if not (math.isfinite(settings.cfg) and settings.cfg >= 1):
-        raise LivePhotoError(f"cfg must be a number from 1, got {settings.cfg}: 1 is without guidance")
-    check_min_cfg(settings.min_cfg, settings.cfg)
+    check_cfg(settings.min_cfg, settings.cfg)
     for name in ("reweight", "image_strength", "motion_strength"):
         if not math.isfinite(getattr(settings, name)):
             raise LivePhotoError(f"{name} must be a number, got {getattr(settings, name)}: 1 is as trained")
@@ -97,12 +95,14 @@ def complete(settings: Settings, config: AdapterConfig) -> Settings:
     return settings
 
 
-def check_min_cfg(min_cfg: float | None, cfg: float) -> None:
+def check_cfg(min_cfg: float | None, cfg: float) -> None:
     """Refuse a first frame's guidance that is not from 1 to the last frame's.
 
     Raises:
         LivePhotoError: names both.
     """
+    if not (math.isfinite(cfg) and cfg >= 1):
+        raise LivePhotoError(f"cfg must be a number from 1, got {cfg}: 1 is without guidance")
     if min_cfg is not None and not 1 <= min_cfg <= cfg:
         raise LivePhotoError(f"min_cfg, the first frame's guidance, must be from 1 to cfg ({cfg:g}), got {min_cfg:g}")
 

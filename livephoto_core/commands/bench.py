@@ -120,6 +120,7 @@ def _run(options: argparse.Namespace) -> None:
 
     check_folder(options.out)
     options.device = options.device or default_device()
+    check_device(options.device)
     features = extractors(options.dino, options.clip, options.device)
     suite = draw_suite(suite_photos(options.photos), options.suite)
     system = SYSTEMS[options.system](options, suite)
@@ -154,6 +155,7 @@ def _intensity(options: argparse.Namespace) -> None:
         raise LivePhotoError(f"--scenes must be 1 or more and --speeds 3 or more, got {options.scenes} and {options.speeds}")
     check_folder(options.out)
     options.device = options.device or default_device()
+    check_device(options.device)
     features = extractors(options.dino, options.clip, options.device)
     more = {f"{name} features": feature_change(f) for name, f in features.items()}
     photos = suite_photos(options.photos)

@@ -65,18 +65,29 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     return (small / (np.linalg.norm(small) + 1e-6)).ravel()
 
 
+def _still_pixels(path: Path) -> np.ndarray | None:
+    """[H, W, 3], the short side shrunk to SHORT_SIDE; None of an animation."""
+    with Image.open(path) as image:
+        if not _is_still(image):
+            return None
+        scale = SHORT_SIDE / min(image.size)
+        width, height = (max(SHORT_SIDE, round(side * scale)) for side in image.size)
+        return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+
+
 def load_photos(folders: list[Path]) -> list[Photo]:
-    """Every still photograph below the folders, in name order, its short side shrunk to SHORT_SIDE pixels."""
+    """Every still photograph below the folders, in name order, its short side shrunk to SHORT_SIDE pixels.
+
+    Raises:
+        LivePhotoError: a file that is named as a picture and is none, or a broken one.
+    """
     photos = []
     for path in sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
-        with Image.open(path) as image:
-            if not _is_still(image):
-                continue
-            scale = SHORT_SIDE / min(image.size)
-            width, height = (max(SHORT_SIDE, round(side * scale)) for side in image.size)
-            resized = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-        pixels = np.asarray(resized)
-        if _is_photographic(pixels):
+        try:
+            pixels = _still_pixels(path)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise LivePhotoError(f"cannot read the picture {path} ({error}): mend it, or take it out of the folder") from error
+        if pixels is not None and _is_photographic(pixels):
             photos.append(Photo(path.name, torch.from_numpy(pixels.copy()).permute(2, 0, 1)))
     return photos
 

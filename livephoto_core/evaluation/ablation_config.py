@@ -11,7 +11,7 @@ from ..checkpoint import read_config
 from ..commands.guidance import DEMO_CFG, DEMO_MIN_CFG
 from ..config import AdapterConfig, Parts
 from ..errors import LivePhotoError
-from ..pipeline import check_min_cfg
+from ..pipeline import check_cfg
 from ..training.config import RunConfig, build_config, check_measure, read_values, run_from_dict
 from .ablation_arms import ARMS, TRAINED, Arm
 from .suite import PLANS
@@ -100,7 +100,7 @@ def _check(config: Ablations) -> None:
     for name in ("steps", "cfg", "batch", "processes"):
         if getattr(config, name) < 1:
             raise LivePhotoError(f"{name} is {getattr(config, name)}; use 1 or more")
-    check_min_cfg(config.min_cfg, config.cfg)
+    check_cfg(config.min_cfg, config.cfg)
     if config.steps >= start.schedule.timesteps:
         raise LivePhotoError(f"steps is {config.steps}; use 1 to {start.schedule.timesteps - 1}")
     for number, phase in enumerate(config.training, 1):

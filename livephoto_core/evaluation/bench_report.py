@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import LivePhotoError
-from ..files import atomic_folder
+from ..files import atomic_folder, check_replaceable
 from ..measures import MOTION_NAMES
 from ..media_write import contact_sheet, write_picture
 from .bench_figures import confusions, first_frame_loss, level_curve, level_figures, photo_figures, scene_mean, text_figures
@@ -104,16 +104,21 @@ def to_markdown(report: dict) -> str:
 
 
 def check_folder(out: str | Path) -> None:
-    """Refuse a folder that a report must not replace, before the long work.
+    """Find before the long work what would hinder a report after it.
 
     Raises:
-        LivePhotoError: a file, or a folder with something in it that is no earlier report.
+        LivePhotoError: a file, a folder with something in it that is no earlier report, or one that cannot be written.
+        ModuleNotFoundError: matplotlib or scipy is not installed.
     """
+    import matplotlib  # noqa: F401
+    import scipy  # noqa: F401
+
     out = Path(out)
     if out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file():
         raise LivePhotoError(f"{out} holds files that are no report: give a new folder, or that of an earlier report")
     if out.exists() and not out.is_dir():
         raise LivePhotoError(f"{out} is a file: give the name of a folder")
+    check_replaceable(out)
 
 
 def write_report(report: dict, result: Result, out: str | Path) -> None:

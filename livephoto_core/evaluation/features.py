@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from ..errors import LivePhotoError
 
@@ -68,10 +69,13 @@ def scorers(features: dict[str, Features]) -> dict[str, Callable[[torch.Tensor],
 
 def _load(kind, folder: str | Path, device: str):
     try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         cause = str(error).splitlines()[0]
         raise LivePhotoError(f"cannot load the model in {folder} ({cause}): give a folder with safetensors") from error
+    if not all(hasattr(model.config, name) for name in ("patch_size", "image_size")):
+        raise LivePhotoError(f"the model in {folder} is a {type(model).__name__}, no encoder of pictures: give DINO's or CLIP's")
+    return model
 
 
 @torch.no_grad()

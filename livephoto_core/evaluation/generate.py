@@ -10,9 +10,10 @@ from einops import rearrange, repeat
 
 from ..conditioning import ClipCondition
 from ..encoding import adapter_tokens, decode, encode_photo, encode_text
+from ..errors import LivePhotoError
 from ..inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_noise
 from ..model.reweight import apply_weights
-from ..pipeline import SAMPLERS, LivePhoto, check_min_cfg, check_sampler, guidance_scales
+from ..pipeline import SAMPLERS, LivePhoto, check_cfg, check_sampler, guidance_scales
 
 # photos [B, 3, S, S], texts, levels, seeds -> clips [B, F, 3, S, S] in 0..1 on the CPU
 Generate = Callable[[torch.Tensor, Sequence[str], Sequence[float], Sequence[int]], torch.Tensor]
@@ -30,8 +31,10 @@ class BatchSampling:
     sampler: str = SAMPLERS[0]
 
     def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise LivePhotoError(f"steps must be 1 or more, got {self.steps}: 20 is usual")
         check_sampler(self.sampler, self.steps)
-        check_min_cfg(self.min_cfg, self.cfg)
+        check_cfg(self.min_cfg, self.cfg)
 
 
 def batch_generator(model: LivePhoto, sampling: BatchSampling) -> Generate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import http.client
 import json
 import tempfile
 import time
@@ -149,15 +150,15 @@ class _Server:
         file = f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n'
         head = f"{fields}{file}Content-Type: image/png\r\n\r\n"
         body = head.encode() + picture + f"\r\n--{edge}--\r\n".encode()
-        reply = json.loads(self._ask("/upload/image", body, f"multipart/form-data; boundary={edge}"))
+        reply = self._answer("/upload/image", body, f"multipart/form-data; boundary={edge}")
         return f"{reply['subfolder']}/{reply['name']}" if reply.get("subfolder") else reply["name"]
 
     def run(self, graph: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Queue a graph and wait for its outputs, {node: {...}}."""
-        key = json.loads(self._ask("/prompt", json.dumps({"prompt": graph}).encode(), "application/json"))["prompt_id"]
+        key = self._answer("/prompt", json.dumps({"prompt": graph}).encode(), "application/json").get("prompt_id")
         give_up = time.monotonic() + seconds
         while time.monotonic() < give_up:
-            entry = json.loads(self._ask(f"/history/{key}")).get(key)
+            entry = self._answer(f"/history/{key}").get(key)
             if entry is not None:
                 return _outputs(entry)
             time.sleep(POLL_SECONDS)
@@ -168,15 +169,24 @@ class _Server:
         query = {"filename": file["filename"], "subfolder": file.get("subfolder", ""), "type": file.get("type", "output")}
         return self._ask(f"/view?{urllib.parse.urlencode(query)}")
 
-    def _ask(self, path: str, body: bytes | None = None, kind: str | None = None) -> bytes:
-        request = urllib.request.Request(self.url + path, body, {} if kind is None else {"Content-Type": kind})
+    def _answer(self, path: str, body: bytes | None = None, kind: str | None = None) -> dict[str, Any]:
         try:
+            reply = json.loads(self._ask(path, body, kind))
+        except ValueError:
+            reply = None
+        if not isinstance(reply, dict):
+            raise LivePhotoError(f"what answers at {self.url} is no ComfyUI: give its --url")
+        return reply
+
+    def _ask(self, path: str, body: bytes | None = None, kind: str | None = None) -> bytes:
+        try:
+            request = urllib.request.Request(self.url + path, body, {} if kind is None else {"Content-Type": kind})
             with urllib.request.urlopen(request, timeout=REPLY_SECONDS) as reply:
                 return reply.read()
         except urllib.error.HTTPError as error:
             said = error.read(2000).decode(errors="replace")
             raise LivePhotoError(f"ComfyUI refused {path.partition('?')[0]} ({error.code}): {said[:300]}") from error
-        except OSError as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise LivePhotoError(f"no ComfyUI answers at {self.url} ({reason}): start it, or give its --url") from error
 

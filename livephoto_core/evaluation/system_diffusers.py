@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 
 from ..errors import LivePhotoError
 from .level_values import plain_number
@@ -54,8 +55,14 @@ def diffusers_system(
         given = {name: value for name, value in given.items() if name in known} | inputs
         if level_input is not None:
             given[level_input] = plain_number(level_values[level - 1])
-        frames = torch.from_numpy(pipeline(**given).frames[0])
-        return rearrange(frames, "f h w c -> f c h w")
+        try:
+            made = pipeline(**given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise LivePhotoError(f"{type(pipeline).__name__} refused its inputs ({cause}): see --size and --inputs") from error
+        if not hasattr(made, "frames"):
+            raise LivePhotoError(f"{type(pipeline).__name__} makes no clips: give a pipeline that returns frames")
+        return rearrange(torch.from_numpy(made.frames[0]), "f h w c -> f c h w")
 
     return System(f"{type(pipeline).__name__} {Path(folder).name}", one_by_one(animate), size)
 
@@ -67,7 +74,7 @@ def _load(folder: Path, device: str) -> Any:
         raise LivePhotoError(f"{folder} is no diffusers pipeline: give a folder with a model_index.json")
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device)
-    except (OSError, ValueError, RuntimeError, AttributeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError, ImportError, SafetensorError) as error:
         cause = str(error).splitlines()[0]
         raise LivePhotoError(f"cannot load the pipeline in {folder} ({cause}): check that it is whole") from error
     pipeline.set_progress_bar_config(disable=True)

@@ -4,6 +4,8 @@ import csv
 import json
 import socket
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 import torch
@@ -167,6 +169,26 @@ def test_no_comfyui_answers():
         comfyui_system("127.0.0.1:8188", workflow, 64, level_values(None))
 
 
+def test_another_server_is_no_comfyui():
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, *_):
+            """Not among the tests' output."""
+
+    workflow = Workflow(GRAPH, {"photo": ("2", "image"), "text": ("6", "text")})
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.handle_request).start()
+        with pytest.raises(LivePhotoError, match="is no ComfyUI"):
+            comfyui_system(f"http://127.0.0.1:{server.server_port}", workflow, 64, level_values(None)).animate([request()])
+    with pytest.raises(LivePhotoError, match="no ComfyUI answers"):
+        comfyui_system("http://127.0.0.1:81x", workflow, 64, level_values(None)).animate([request()])
+
+
 def test_feature_scores(suite, tiny_base_folder, tmp_path):
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -180,6 +202,8 @@ def test_feature_scores(suite, tiny_base_folder, tmp_path):
         assert consistency(features(frames)) < 100
     with pytest.raises(LivePhotoError, match="cannot load"):
         dino_features(tmp_path, "cpu")
+    with pytest.raises(LivePhotoError, match="no encoder of pictures"):
+        dino_features(tiny_base_folder / "text_encoder", "cpu")
     scorers = {"DINO score": lambda clip: consistency(dino_features(tiny_base_folder / "image_encoder", "cpu")(clip))}
     result = run_suite(still_system(), replace(suite, text=suite.text[:1]), scorers)
     assert result.rows[0].scores["DINO score"] == pytest.approx(100, abs=1e-3)
