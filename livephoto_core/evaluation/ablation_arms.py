@@ -6,8 +6,6 @@ every row: its rows are "without content encoder, prior off", "prior off" and "f
 of the paper: of what tells the UNet about the photo, the level and the text's words, it has the reference latent alone, without the
 frame embedding too (the motion modules still know the frames' order). Prior inversion is no part of training.
 
-"without frame embedding" is no row of the paper's: the place in the clip is known from the motion modules' positions alone.
-
 "levels by ..." keep every part and learn levels of another measure of motion, which the paper tried before SSIM (3.4).
 """
 
@@ -42,7 +40,6 @@ TRAINED = {
     FULL: Variant(),
     "without intensity": Variant(Parts(intensity=False)),
     "without re-weighting": Variant(Parts(reweight=False)),
-    "without frame embedding": Variant(Parts(frame_embedding=False)),
     "without content encoder": Variant(Parts(content=False)),
     "reference latent only": Variant(Parts(intensity=False, frame_embedding=False, content=False, reweight=False)),
     "levels by mse": Variant(measure="mse"),
@@ -63,7 +60,6 @@ ARMS = (
     Arm(FULL, FULL),
     Arm("without intensity", "without intensity"),
     Arm("without re-weighting", "without re-weighting"),
-    Arm("without frame embedding", "without frame embedding"),
     Arm("without content encoder", "without content encoder"),
     Arm("without content encoder, prior off", "without content encoder", 0),
     Arm("reference latent only", "reference latent only", 0),
