@@ -7,3 +7,8 @@ class LivePhotoError(Exception):
     The message is one line: the cause, the value seen, the fix. The command line prints it and exits with code 2; a
     traceback is never shown for it.
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's message, or the error's kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -61,13 +61,26 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        _put_in_place(temporary, path)
     except OSError as error:
         raise LivePhotoError(_write_message(path, error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Put a folder at `path`; what was there goes when the new one is in its place, and comes back if it cannot be."""
+    old = new.with_name(f"{new.name}.old")
+    if not path.exists():
+        os.replace(new, path)
+        return
+    os.rename(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -112,8 +125,12 @@ def check_replaceable(folder: str | os.PathLike) -> None:
         LivePhotoError: it cannot.
     """
     folder = Path(folder)
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
     try:
+        real = folder.resolve()
+        if real in (Path.cwd(), *Path.cwd().parents) or os.path.ismount(real):
+            raise LivePhotoError(f"cannot replace {folder}, the current folder, one around it, or a disk: name a new folder in it")
+        # a name that is too long is found here
+        parent = next(parent for parent in (real, *real.parents) if parent.exists() and parent != real)
         with tempfile.TemporaryDirectory(dir=parent):
             pass
     except OSError as error:

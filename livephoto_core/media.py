@@ -35,7 +35,7 @@ DEFAULT_FPS = 8.0
 RECORD_KEY = "livephoto"
 XMP_NAMESPACE = "urn:livephoto"
 # What Pillow raises on broken files, apart from opening them; UnidentifiedImageError is an OSError.
-_PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
+PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
 # A picture held longer is a broken duration, not a clip.
 _MOST_REPEATS = 250
 # ffmpeg shows plain text as a video of a terminal.
@@ -133,7 +133,7 @@ def read_record(path: str | Path) -> dict | None:
     try:
         with Image.open(path, formats=ANIMATION_FORMATS) as image:
             return _picture_record(image)
-    except _PILLOW_ERRORS:
+    except PILLOW_ERRORS:
         with _open_video(path) as container:
             return _parse_record(container.metadata.get("comment"))
 
@@ -154,7 +154,7 @@ def _read_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=PHOTO_FORMATS) as image:
             return _upright_rgb(image)
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise LivePhotoError(
             f"cannot read {path} as a picture ({_cause(error)}); give a whole JPEG, PNG, WebP, GIF, BMP or TIFF"
         ) from error
@@ -218,7 +218,7 @@ def _animation(path: Path, stop: int | None) -> tuple[Iterator[np.ndarray], floa
     """All frames of a webp, gif or png and their rate; None if the file is none of these."""
     try:
         image = Image.open(path, formats=ANIMATION_FORMATS)
-    except _PILLOW_ERRORS:
+    except PILLOW_ERRORS:
         return None
     with image:
         shown = _shown_frames(image, path, stop)
@@ -244,7 +244,7 @@ def _shown_frames(image: Image.Image, path: Path, stop: int | None) -> list[tupl
             image.seek(index)
             image.load()
             shown.append((_upright_rgb(image), image.info.get("duration", 0)))
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         if len(shown) < 2:
             raise LivePhotoError(f"cannot read {path} ({_cause(error)}); the file is cut off or broken") from error
     return shown

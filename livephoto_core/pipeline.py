@@ -96,10 +96,10 @@ def complete(settings: Settings, config: AdapterConfig) -> Settings:
 
 
 def check_cfg(min_cfg: float | None, cfg: float) -> None:
-    """Refuse a first frame's guidance that is not from 1 to the last frame's.
+    """Refuse guidance below 1 or not finite, and a first frame's that is not from 1 to the last frame's.
 
     Raises:
-        LivePhotoError: names both.
+        LivePhotoError: names the value.
     """
     if not (math.isfinite(cfg) and cfg >= 1):
         raise LivePhotoError(f"cfg must be a number from 1, got {cfg}: 1 is without guidance")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import AdapterConfig
-from ..errors import LivePhotoError
+from ..errors import LivePhotoError, first_line
 
 DEMO = "demo"
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -81,7 +81,7 @@ def check_device(device: str) -> None:
 
 
 def _unusable(device: str, error: Exception) -> LivePhotoError:
-    return LivePhotoError(f"cannot use the device {device!r} ({str(error).splitlines()[0]}): try --device cpu")
+    return LivePhotoError(f"cannot use the device {device!r} ({first_line(error)}): try --device cpu")
 
 
 def read_model_config(files: ModelFiles) -> AdapterConfig:

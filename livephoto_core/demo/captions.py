@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 import numpy as np
 
 from .motions import THING
-from .sprites import COLOURS, HELD_OUT_SHAPES, SHAPES
+from .sprites import COLOURS, HELD_OUT_SHAPES, ODD_NAMES, SHAPES
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "pan left": ("camera pans left", "the camera pans to the left", "panning left", "the camera moves to the left"),
@@ -100,6 +103,30 @@ def wrong_words(colour: str, name: str, rng: np.random.Generator) -> tuple[str, 
     colours = [c for c in COLOURS if c != colour]
     names = [n for n in SHAPES if n != name]
     return colours[rng.integers(len(colours))], names[rng.integers(len(names))]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A caption taken apart: the motion, the content words for the thing or of the ball ("" if there are none), and the place."""
+
+    motion: str
+    thing: str
+    ball: str
+    place: str
+
+
+def read_caption(text: str) -> Said | None:
+    """What a text of the vocabulary says; None of any other."""
+    colours, names = "|".join(COLOURS), "|".join((*SHAPES, *HELD_OUT_SHAPES, *ODD_NAMES))
+    thing, ball = f"(?P<thing>(?:(?:{colours}) )?(?:{names}))", f"(?P<ball>{colours})"
+    place = f"(?P<place> in a (?:{colours}) (?:{'|'.join(PLACES)}))?"
+    for vocabulary in (TEMPLATES, UNSEEN):
+        for motion, phrasings in vocabulary.items():
+            for phrasing in phrasings:
+                if found := re.fullmatch(phrasing.replace("{thing}", thing).replace("{ball}", ball) + place, text):
+                    words = {name: value or "" for name, value in found.groupdict().items()}
+                    return Said(motion, words.get("thing", ""), words.get("ball", ""), words["place"])
+    return None
 
 
 def corpus() -> list[str]:

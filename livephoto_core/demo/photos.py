@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ..errors import LivePhotoError
+from ..media import PILLOW_ERRORS
 
 PACKAGES = ("comfyui_workflow_templates_media_image", "comfyui_workflow_templates_media_assets_01")
 # pixels that a photograph is shrunk to: room around a window of 64
@@ -85,7 +86,7 @@ def load_photos(folders: list[Path]) -> list[Photo]:
     for path in sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
         try:
             pixels = _still_pixels(path)
-        except (OSError, SyntaxError, ValueError) as error:
+        except PILLOW_ERRORS as error:
             raise LivePhotoError(f"cannot read the picture {path} ({error}): mend it, or take it out of the folder") from error
         if pixels is not None and _is_photographic(pixels):
             photos.append(Photo(path.name, torch.from_numpy(pixels.copy()).permute(2, 0, 1)))

@@ -25,8 +25,8 @@ from .suite import WORDINGS
 POOLED = ("level, Spearman pooled", "level and distance, Spearman pooled")
 # by the measure of the arm's own levels, so not to be compared with an arm that has another
 BY_OWN_SCALE = ("level, Spearman a clip", "level, error")
-# of fewer scenes an interval leaves out 0 too often by chance
-CLEAR_SCENES = 6
+# the bootstrap's intervals of a few scenes are too narrow to tell by
+CHANCE, SIGN_DRAWS = 0.05, 9999
 # {scene: value} of one arm and one seed
 Scenes = dict[str, float]
 # {seed: MotionBench's report} of one arm
@@ -74,11 +74,6 @@ def over_seeds(seeds: Sequence[dict[str, Scenes]]) -> dict[str, Scenes]:
     return {name: {scene: float(np.mean(values)) for scene, values in scenes.items()} for name, scenes in found.items()}
 
 
-def difference(arm: Scenes, full: Scenes) -> Figure:
-    """Mean over the scenes that both have of arm minus full, with its interval over scenes."""
-    return mean_figure([arm[scene] - full[scene] for scene in arm if scene in full])
-
-
 def pooled_values(reports: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     """The figures of POOLED out of one arm's reports, one a seed."""
     seeds = [[LevelRow(**row) for row in report["levels"]] for report in reports]
@@ -86,7 +81,7 @@ def pooled_values(reports: Sequence[dict[str, Any]]) -> dict[str, Figure]:
         [[(ASKED, row.dissimilarity) for row in rows] for rows in seeds],
         [[distances(row) for row in rows] for rows in seeds],
     )
-    return {name: pooled_spearman(*found) for name, found in zip(POOLED, pairs, strict=True) if found[0]}
+    return {name: pooled_spearman(*found) for name, found in zip(POOLED, pairs, strict=True) if any(map(len, found))}
 
 
 def build_ablations(config: Ablations, measured: Sequence[Measured], starts: Sequence[Measured] = ()) -> dict[str, Any]:
@@ -114,25 +109,36 @@ def figures_of(reports: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     return {**{name: mean_figure(list(values.values())) for name, values in scenes.items()}, **pooled_values(reports)}
 
 
-def against(full: Reports, arm: Reports) -> dict[str, dict[str, Any]]:
-    """{figure: arm minus full over the scenes of both}, and whether the difference is clear; none of two scales.
+def chance(differences: Sequence[float]) -> float:
+    """Two-sided p of a sign-flip test: how often random signs give paired differences a mean as far from 0."""
+    values = np.asarray(differences, dtype=float)
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (SIGN_DRAWS, len(values)))
+    as_far = np.abs(signs @ values) >= abs(values.sum()) - 1e-9
+    return float((1 + as_far.sum()) / (SIGN_DRAWS + 1))
 
-    Clear: CLEAR_SCENES or more, an interval that leaves out 0, and the same sign in every seed.
+
+def against(full: Reports, arm: Reports) -> dict[str, dict[str, Any]]:
+    """{figure: arm minus full, seed by seed and scene by scene}, and whether the difference is clear; none of two scales.
+
+    Clear: chance alone would do it in fewer than CHANCE of all cases, and every seed has the same sign.
     """
-    full_seeds, arm_seeds = ({seed: scene_values(report) for seed, report in reports.items()} for reports in (full, arm))
-    whole, lacking = (over_seeds(list(seeds.values())) for seeds in (full_seeds, arm_seeds))
+    pairs = [(scene_values(full[seed]), scene_values(report)) for seed, report in arm.items() if seed in full]
     one_scale = len({report["measure"] for reports in (full, arm) for report in reports.values()}) == 1
+    seeds = [
+        {name: _minus(lacking[name], whole[name]) for name in lacking if name in whole and (one_scale or name not in BY_OWN_SCALE)}
+        for whole, lacking in pairs
+    ]
     compared = {}
-    for name in [name for name in lacking if name in whole and (one_scale or name not in BY_OWN_SCALE)]:
-        figure = difference(lacking[name], whole[name])
-        signs = {
-            np.sign(difference(figures[name], full_seeds[seed][name]).value)
-            for seed, figures in arm_seeds.items()
-            if name in figures and name in full_seeds.get(seed, {})
-        }
-        apart = figure.low > 0 or figure.high < 0
-        compared[name] = {**asdict(figure), "clear": bool(apart and figure.count >= CLEAR_SCENES and len(signs) == 1)}
+    for name, scenes in over_seeds(seeds).items():
+        differences = list(scenes.values())
+        signs = {np.sign(np.mean(list(seed[name].values()))) if seed.get(name) else None for seed in seeds}
+        clear = chance(differences) < CHANCE and len(signs) == 1
+        compared[name] = {**asdict(mean_figure(differences)), "clear": bool(clear)}
     return compared
+
+
+def _minus(arm: Scenes, full: Scenes) -> Scenes:
+    return {scene: arm[scene] - full[scene] for scene in arm if scene in full}
 
 
 def _row(arm: Arm, reports: Reports, full: Reports | None) -> dict[str, Any]:
@@ -174,8 +180,8 @@ def ablations_markdown(report: dict[str, Any]) -> str:
         cells = sum(len(arm["minus full"]) for arm in compared)
         lines += [
             "",
-            f"Minus full, scene by scene. Bold: {CLEAR_SCENES} scenes or more, an interval that leaves out 0, the same sign in "
-            f"every seed. Of {cells} differences chance alone would make some bold.",
+            f"Minus full, scene by scene. Bold: p < {CHANCE:g} by random signs, and the same sign in every seed. Of {cells} "
+            f"differences chance alone would make up to about {CHANCE * cells:.0f} bold.",
             "",
             *_table(compared, "minus full", [name for name in names if name not in POOLED]),
         ]
@@ -209,8 +215,10 @@ def check_report(out: str | Path) -> None:
 
     Raises:
         LivePhotoError: the folder cannot be written.
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: matplotlib or scipy is not installed.
     """
+    import scipy  # noqa: F401
+
     new_plot(1, 1)
     check_writable(out)
 

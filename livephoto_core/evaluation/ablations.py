@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -84,8 +86,11 @@ def measure_starts(config: Ablations, suite: Suite, device: str) -> list[Measure
     """
     if not config.start_adapter:
         return []
-    arms = {arm.trained: arm for arm in reversed(config.chosen) if TRAINED[arm.trained].measure is None}
-    arms = list(reversed(arms.values()))
+    first: dict[str, Arm] = {}
+    for arm in config.chosen:
+        if TRAINED[arm.trained].measure is None:
+            first.setdefault(arm.trained, arm)
+    arms = list(first.values())
     print(f"measuring what {len(arms)} arms start from", flush=True)
     folders = [_folder(config, arm.trained, config.seeds[0]) for arm in arms]
     jobs = [
@@ -142,11 +147,24 @@ def measure(config: Ablations, files: ModelFiles, prior: float, path: Path, suit
 
 
 def measure_all(processes: int, jobs: Sequence[tuple]) -> list[dict[str, Any]]:
-    """What `measure` returns for each job's arguments; several processes have one thread each."""
+    """What `measure` returns for each job's arguments; several processes have one thread each.
+
+    Raises:
+        LivePhotoError: what `measure` says, or a process was killed.
+    """
     if processes == 1:
         return [measure(*job) for job in jobs]
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        return list(pool.map(measure, *zip(*jobs, strict=True)))
+    # plain pickles: torch's own way keeps shared memory and a descriptor for every tensor
+    sent = [pickle.dumps(job) for job in jobs]
+    try:
+        with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            return list(pool.map(_measure_sent, sent))
+    except BrokenProcessPool as error:
+        raise LivePhotoError("a measuring process was killed, mostly for memory: set processes to 1 and run it again") from error
+
+
+def _measure_sent(job: bytes) -> dict[str, Any]:
+    return measure(*pickle.loads(job))
 
 
 def claim(config: Ablations) -> None:
@@ -161,7 +179,7 @@ def claim(config: Ablations) -> None:
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if other := [name for name, value in fixed.items() if kept.get(name) != value]:
-            raise LivePhotoError(f"{work} holds runs with another {', '.join(other)}: give another work folder, or delete it")
+            raise LivePhotoError(f"{work} holds runs of another study (other {', '.join(other)}): set another work, or delete it")
         return
     try:
         work.mkdir(parents=True, exist_ok=True)

@@ -77,8 +77,7 @@ def level_figures(rows: Sequence[LevelRow]) -> dict[str, Figure]:
     figures["level, clips whose every step rises"] = mean_figure([float(all(s)) if s else float("nan") for s in steps])
     if any(row.travel for row in rows):
         figures["level and distance, Spearman a clip"] = mean_figure([distance_agreement(row) for row in rows])
-        pairs = [distances(row) for row in rows]
-        figures["level and distance, Spearman pooled"] = pooled_spearman([pair for pair in pairs if len(pair[0])])
+        figures["level and distance, Spearman pooled"] = pooled_spearman([distances(row) for row in rows])
     return figures
 
 
@@ -98,20 +97,23 @@ def distances(row: LevelRow) -> Pair:
     return np.array(ASKED)[: len(gone)][seen], gone[seen]
 
 
-def pooled_spearman(pairs: Sequence[Pair], *seeds: Sequence[Pair]) -> Figure:
+def pooled_spearman(*seeds: Sequence[Pair]) -> Figure:
     """Rank correlation over the values of all scenes together, each given as (a, b); drawn anew scene by scene.
 
-    With the same scenes of more seeds, the mean over the seeds.
+    Of the same scenes with several seeds, the mean over the seeds that have values. Scenes without values in any do not count.
     """
+    scenes = [scene for scene in zip(*seeds, strict=True) if any(len(a) for a, _ in scene)]
 
-    def of_one(pairs: Sequence[Pair], index: Iterable[int]) -> float:
-        return spearman(*(np.concatenate([pairs[i][side] for i in index]) for side in (0, 1)))
+    def of_one(seed: int, index: Iterable[int]) -> float:
+        return spearman(*(np.concatenate([scenes[i][seed][side] for i in index]) for side in (0, 1)))
 
     def figure(index: Iterable[int]) -> float:
-        return float(np.mean([of_one(one, index) for one in (pairs, *seeds)]))
+        found = [of_one(seed, index) for seed in range(len(seeds))]
+        finite = [value for value in found if np.isfinite(value)]
+        return float(np.mean(finite)) if finite else float("nan")
 
-    value = figure(range(len(pairs))) if pairs else float("nan")
-    return Figure(value, *interval(len(pairs), figure), len(pairs))
+    value = figure(range(len(scenes))) if scenes else float("nan")
+    return Figure(value, *interval(len(scenes), figure), len(scenes))
 
 
 def level_error(row: LevelRow, size: Callable[[np.ndarray], np.ndarray], counted: Sequence[bool]) -> float:

@@ -114,11 +114,11 @@ def check_folder(out: str | Path) -> None:
     import scipy  # noqa: F401
 
     out = Path(out)
+    check_replaceable(out)
     if out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file():
         raise LivePhotoError(f"{out} holds files that are no report: give a new folder, or that of an earlier report")
     if out.exists() and not out.is_dir():
         raise LivePhotoError(f"{out} is a file: give the name of a folder")
-    check_replaceable(out)
 
 
 def write_report(report: dict, result: Result, out: str | Path) -> None:

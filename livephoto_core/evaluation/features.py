@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
-from ..errors import LivePhotoError
+from ..errors import LivePhotoError, first_line
 
 # mean and standard deviation of the pictures that each was trained on
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,12 +69,16 @@ def scorers(features: dict[str, Features]) -> dict[str, Callable[[torch.Tensor],
 
 def _load(kind, folder: str | Path, device: str):
     try:
-        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).eval()
+        options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+        model, found = kind.from_pretrained(folder, **options)
+        model = model.to(device).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        cause = str(error).splitlines()[0]
-        raise LivePhotoError(f"cannot load the model in {folder} ({cause}): give a folder with safetensors") from error
+        raise LivePhotoError(f"cannot load the model in {folder} ({first_line(error)}): give a folder with safetensors") from error
     if not all(hasattr(model.config, name) for name in ("patch_size", "image_size")):
         raise LivePhotoError(f"the model in {folder} is a {type(model).__name__}, no encoder of pictures: give DINO's or CLIP's")
+    # drawn at random where the file is another model's; a pooler is not looked at
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+        raise LivePhotoError(f"the model in {folder} lacks {len(missing)} weights such as {missing[0]}: give DINO's or CLIP's")
     return model
 
 

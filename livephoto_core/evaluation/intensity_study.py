@@ -40,7 +40,7 @@ class Sweep:
 def sweep_scenes(photos: list[Photo], measures: dict[str, Measure], scenes: int, speeds: int) -> list[Sweep]:
     """`scenes` held-out scenes of every motion, each at `speeds` speeds over its motion's range.
 
-    No two scenes have a speed in common: equal speeds could not be ranked, and no measure would reach a correlation of 1.
+    The scenes of a motion divide its range's steps evenly between them: of equal speeds no measure could say which is greater.
     """
     clips = ClipSet(photos, HELD_OUT_SHAPES, FRAMES, SIZE, SEED)
     found = []
@@ -48,7 +48,7 @@ def sweep_scenes(photos: list[Photo], measures: dict[str, Measure], scenes: int,
     for number, motion in enumerate(tqdm(moving, desc="motions")):
         for index in range(scenes):
             scene, _ = clips.scene(number * scenes + index, motion)
-            (slowest, fastest), shift = SPEEDS[motion], (number * scenes + index) / (len(moving) * scenes)
+            (slowest, fastest), shift = SPEEDS[motion], (index * len(moving) + number) / (len(moving) * scenes)
             steps = (slowest * (fastest / slowest) ** ((np.arange(speeds) + shift) / speeds)).tolist()
             frames = [render(scene, speed, FRAMES, SIZE) for speed in steps]
             values, seconds = {}, {}

@@ -150,15 +150,15 @@ class _Server:
         file = f'--{edge}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n'
         head = f"{fields}{file}Content-Type: image/png\r\n\r\n"
         body = head.encode() + picture + f"\r\n--{edge}--\r\n".encode()
-        reply = self._answer("/upload/image", body, f"multipart/form-data; boundary={edge}")
+        reply = self._answer("/upload/image", "name", body, f"multipart/form-data; boundary={edge}")
         return f"{reply['subfolder']}/{reply['name']}" if reply.get("subfolder") else reply["name"]
 
     def run(self, graph: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Queue a graph and wait for its outputs, {node: {...}}."""
-        key = self._answer("/prompt", json.dumps({"prompt": graph}).encode(), "application/json").get("prompt_id")
+        key = self._answer("/prompt", "prompt_id", json.dumps({"prompt": graph}).encode(), "application/json")["prompt_id"]
         give_up = time.monotonic() + seconds
         while time.monotonic() < give_up:
-            entry = self._answer(f"/history/{key}").get(key)
+            entry = self._answer(f"/history/{key}", None).get(key)
             if entry is not None:
                 return _outputs(entry)
             time.sleep(POLL_SECONDS)
@@ -169,12 +169,13 @@ class _Server:
         query = {"filename": file["filename"], "subfolder": file.get("subfolder", ""), "type": file.get("type", "output")}
         return self._ask(f"/view?{urllib.parse.urlencode(query)}")
 
-    def _answer(self, path: str, body: bytes | None = None, kind: str | None = None) -> dict[str, Any]:
+    def _answer(self, path: str, needed: str | None, body: bytes | None = None, kind: str | None = None) -> dict[str, Any]:
+        """The JSON of a reply, which holds the name `needed`."""
         try:
             reply = json.loads(self._ask(path, body, kind))
         except ValueError:
             reply = None
-        if not isinstance(reply, dict):
+        if not isinstance(reply, dict) or (needed is not None and needed not in reply):
             raise LivePhotoError(f"what answers at {self.url} is no ComfyUI: give its --url")
         return reply
 

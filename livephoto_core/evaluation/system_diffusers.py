@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
 
-from ..errors import LivePhotoError
+from ..errors import LivePhotoError, first_line
 from .level_values import plain_number
 from .suite import FRAMES
 from .systems import System, one_by_one
@@ -58,10 +59,11 @@ def diffusers_system(
         try:
             made = pipeline(**given)
         except (TypeError, ValueError, RuntimeError) as error:
-            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise LivePhotoError(f"{type(pipeline).__name__} refused its inputs ({cause}): see --size and --inputs") from error
+            raise LivePhotoError(f"{type(pipeline).__name__} failed ({first_line(error)}): see --size and --inputs") from error
         if not hasattr(made, "frames"):
             raise LivePhotoError(f"{type(pipeline).__name__} makes no clips: give a pipeline that returns frames")
+        if not isinstance(made.frames[0], np.ndarray):
+            raise LivePhotoError(f"{type(pipeline).__name__} returns no arrays: leave output_type out of --inputs")
         return rearrange(torch.from_numpy(made.frames[0]), "f h w c -> f c h w")
 
     return System(f"{type(pipeline).__name__} {Path(folder).name}", one_by_one(animate), size)
@@ -75,8 +77,7 @@ def _load(folder: Path, device: str) -> Any:
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device)
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError, SafetensorError) as error:
-        cause = str(error).splitlines()[0]
-        raise LivePhotoError(f"cannot load the pipeline in {folder} ({cause}): check that it is whole") from error
+        raise LivePhotoError(f"cannot load the pipeline in {folder} ({first_line(error)}): check that it is whole") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

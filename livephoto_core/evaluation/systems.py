@@ -75,7 +75,7 @@ def function_system(place: str, size: int) -> System:
     file, _, name = place.rpartition(":")
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
-        raise LivePhotoError(f"a system of your own is named as FILE.py:FUNCTION, got {place!r}: there is no Python file {file!r}")
+        raise LivePhotoError(f"a system of your own is named as FILE.py:FUNCTION, got {place!r}: that names no Python file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

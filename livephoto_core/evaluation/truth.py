@@ -6,7 +6,6 @@ It shows what a figure can reach at best, and the tests break it on purpose to s
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,10 +13,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..demo.captions import PLACES, TEMPLATES, UNSEEN
+from ..demo.captions import read_caption
 from ..demo.motions import SPEEDS, STILL
 from ..demo.scenes import Scene, render
-from ..demo.sprites import COLOURS, HELD_OUT_SHAPES, SHAPES
 from ..errors import LivePhotoError
 from ..measures import clip_similarity
 from .suite import FRAMES, THRESHOLDS, Suite
@@ -64,15 +62,9 @@ def motion_of(text: str) -> str:
     Raises:
         LivePhotoError: no phrasing of the vocabulary.
     """
-    colours, places = "|".join(COLOURS), "|".join(PLACES)
-    thing = f"(?:(?:{colours}) )?(?:{'|'.join((*SHAPES, *HELD_OUT_SHAPES))})"
-    for vocabulary in (TEMPLATES, UNSEEN):
-        for motion, phrasings in vocabulary.items():
-            for phrasing in phrasings:
-                pattern = phrasing.replace("{thing}", thing).replace("{ball}", f"(?:{colours})")
-                if re.fullmatch(f"{pattern}(?: in a (?:{colours}) (?:{places}))?", text):
-                    return motion
-    raise LivePhotoError(f"the text {text!r} is no phrasing of the vocabulary: the renderer knows those of the suite alone")
+    if (said := read_caption(text)) is None:
+        raise LivePhotoError(f"the text {text!r} is no phrasing of the vocabulary: the renderer knows those of the suite alone")
+    return said.motion
 
 
 def truth_system(suite: Suite) -> System:

@@ -364,35 +364,38 @@ def test_the_command(monkeypatch, photo_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "said"),
     [
-        ["run", "--suite", "none"],
-        ["run", "--system", "folder"],
-        ["run", "--system", "comfyui"],
-        ["run", "--system", "function", "--function", "x", "--size", "8"],
-        ["run", "--prior", "much"],
-        ["run", "--size", "128"],
-        ["run", "--system", "diffusers", "--inputs", "[1]", "--folder", "."],
-        ["run", "--system", "diffusers", "--folder", "."],
-        ["run", "--system", "diffusers", "--folder", ".", "--level-values", "1,2"],
-        ["run", "--dino", "nowhere"],
-        ["run", "--dino", ".", "--device", "tpu9"],
-        ["run", "--system", "function", "--function", "notes.txt:animate"],
-        ["run", "--steps", "0"],
-        ["run", "--cfg", "0.5"],
-        ["run", "--system", "still", "-o", "notes.txt/report"],
-        ["export", "--size", "2"],
-        ["intensity", "--speeds", "1"],
+        (["run", "--suite", "none"], "unknown suite 'none'"),
+        (["run", "--system", "folder"], "needs --folder"),
+        (["run", "--system", "comfyui"], "needs --workflow"),
+        (["run", "--system", "function", "--function", "x", "--size", "8"], "--size must be"),
+        (["run", "--system", "function", "--function", "notes.txt:animate"], "no Python file"),
+        (["run", "--prior", "much"], "--prior takes"),
+        (["run", "--size", "128"], "--size is for other systems"),
+        (["run", "--steps", "0"], "steps must be"),
+        (["run", "--cfg", "0.5"], "cfg must be"),
+        (["run", "--system", "diffusers", "--inputs", "[1]", "--folder", "."], "--inputs takes JSON"),
+        (["run", "--system", "diffusers", "--folder", "."], "is no diffusers pipeline"),
+        (["run", "--system", "diffusers", "--folder", ".", "--level-values", "1,2"], "10"),
+        (["run", "--dino", "nowhere"], "cannot load the model in nowhere"),
+        (["run", "--device", "tpu9"], "cannot use the device 'tpu9'"),
+        (["run", "--system", "still", "-o", "notes.txt/report"], "cannot write"),
+        (["run", "--system", "still", "-o", "."], "name a new folder"),
+        (["run", "--system", "still", "-o", "x" * 300], "shorter"),
+        (["export", "--size", "2"], "--size must be"),
+        (["intensity", "--speeds", "1"], "--speeds 3 or more"),
     ],
 )
-def test_mistakes_are_one_line(monkeypatch, arguments, tmp_path, photo_folder, capsys):
+def test_mistakes_are_one_line(monkeypatch, arguments, said, tmp_path, photo_folder, capsys):
     monkeypatch.setitem(suites.PLANS, "full", Plan(("still",), 1, ("pan right",), 1))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").touch()
     arguments = arguments if "-o" in arguments else [*arguments, "-o", "out"]
     assert main(["bench", *arguments, "--photos", str(photo_folder)]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "photos"]
 
 
 def test_a_broken_picture_is_named(photo_folder, tmp_path, capsys):
