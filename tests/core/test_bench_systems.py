@@ -202,6 +202,8 @@ def test_feature_scores(suite, tiny_base_folder, tmp_path):
         assert consistency(features(frames)) < 100
     with pytest.raises(LivePhotoError, match="cannot load"):
         dino_features(tmp_path, "cpu")
+    with pytest.raises(LivePhotoError, match=r"lacks [0-9]+ weights"):
+        clip_features(tiny_base_folder / "image_encoder", "cpu")
     with pytest.raises(LivePhotoError, match="no encoder of pictures"):
         dino_features(tiny_base_folder / "text_encoder", "cpu")
     scorers = {"DINO score": lambda clip: consistency(dino_features(tiny_base_folder / "image_encoder", "cpu")(clip))}

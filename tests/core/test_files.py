@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from livephoto_core.errors import LivePhotoError
-from livephoto_core.files import atomic_parts, atomic_path
+from livephoto_core.files import atomic_folder, atomic_parts, atomic_path, check_replaceable
 
 
 def test_success_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -55,6 +55,30 @@ def test_folder_that_is_a_file(tmp_path):
 def test_missing_folder(tmp_path):
     with pytest.raises(LivePhotoError, match="create the folder first"), atomic_path(tmp_path / "none" / "out.mp4"):
         pass
+
+
+def test_a_folder_is_replaced_whole_or_stays(tmp_path, monkeypatch):
+    target = tmp_path / "report"
+    for text in ("old", "new"):
+        with atomic_folder(target) as temporary:
+            (temporary / f"{text}.txt").write_text(text)
+    assert os.listdir(target) == ["new.txt"] and os.listdir(tmp_path) == ["report"]
+    # the current folder cannot be replaced by its own name
+    monkeypatch.chdir(target)
+    with pytest.raises(LivePhotoError), atomic_folder(".") as temporary:
+        (temporary / "other.txt").write_text("other")
+    assert (target / "new.txt").read_text() == "new" and os.listdir(target) == ["new.txt"]
+
+
+@pytest.mark.parametrize("folder", [".", "..", "x" * 300, "file.txt/out"])
+def test_a_folder_that_cannot_be_replaced_is_told_before_the_work(folder, tmp_path, monkeypatch):
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside" if folder == ".." else tmp_path)
+    with pytest.raises(LivePhotoError):
+        check_replaceable(folder)
+    check_replaceable("new/and/newer")
+    assert sorted(os.listdir(tmp_path)) == ["file.txt", "inside"]
 
 
 @pytest.mark.parametrize("target", ["/dev/null", "."])
