@@ -25,6 +25,8 @@ from .suite import WORDINGS
 POOLED = ("level, Spearman pooled", "level and distance, Spearman pooled")
 # by the measure of the arm's own levels, so not to be compared with an arm that has another
 BY_OWN_SCALE = ("level, Spearman a clip", "level, error")
+# in the tables alone: alike in most arms, or told by another panel
+UNPLOTTED = ("adjacent frames, SSIM", "level, Spearman a clip", "level, Spearman pooled", "level and distance, Spearman a clip")
 # the bootstrap's intervals of a few scenes are too narrow to tell by
 CHANCE, SIGN_DRAWS = 0.05, 9999
 # {scene: value} of one arm and one seed
@@ -241,8 +243,8 @@ def write_ablations(config: Ablations, measured: Sequence[Measured], starts: Seq
 def _plot(report: dict[str, Any]):
     """A panel a figure: each arm's mean with its interval, and its seeds as dots."""
     arms = report["arms"]
-    names = [name for name in arms[0]["figures"] if name != "adjacent frames, SSIM"]
-    figure, axes = new_plot(2 + 2.1 * len(names), 1 + 0.32 * len(arms), len(names))
+    names = [name for name in arms[0]["figures"] if name not in UNPLOTTED]
+    figure, axes = new_plot(2 + 1.7 * len(names), 1 + 0.32 * len(arms), len(names))
     for axis, name in zip(axes, names, strict=True):
         for place, arm in enumerate(arms):
             if name not in arm["figures"]:
