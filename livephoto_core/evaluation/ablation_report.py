@@ -254,7 +254,7 @@ def _plot(report: dict[str, Any]):
             axis.plot(found["value"], place, "s", color=INK, markersize=5)
             dots = [values[name] for values in arm["by seed"].values() if name in values]
             axis.plot(dots, [place] * len(dots), "o", color="crimson", markersize=3)
-        axis.set_title(name, fontsize=8)
+        axis.set_title(name.replace(", ", ",\n"), fontsize=8)
         axis.set_yticks(range(len(arms)), [arm["name"] for arm in arms] if axis is axes[0] else [])
         axis.invert_yaxis()
         axis.tick_params(labelsize=7)
