@@ -39,6 +39,7 @@ from .suite import Suite
 from .system_livephoto import livephoto_system
 
 STUDY = "study.json"
+CHUNK = 1 << 20
 START, RESULT = "start.safetensors", "adapter.safetensors"
 
 
@@ -196,7 +197,10 @@ def _digest(config: Ablations) -> str:
         path = Path(given)
         # what is not there is for the training to name
         for file in filter(Path.is_file, sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]):
-            digest.update(file.read_bytes())
+            with file.open("rb") as handle:
+                # a base may be larger than the memory
+                for part in iter(lambda: handle.read(CHUNK), b""):
+                    digest.update(part)
     return digest.hexdigest()[:16]
 
 
