@@ -14,24 +14,11 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 
-from ..demo.motions import CAMERA, REFERENCE_SIDE, camera_path, ripple_offset
-from .matching import (
-    SOFTEN,
-    STEP,
-    blur,
-    flattened,
-    in_frame,
-    matching_error,
-    monotone_path,
-    possible_travels,
-    sampled,
-    share_left,
-    staying_error,
-    warp,
-)
+from ..demo.motions import REFERENCE_SIDE, ripple_offset
+from .matching import SOFTEN, blur, flattened, in_frame, matching_error, sampled, share_left, staying_error
+from .recognise_camera import SLID_BLURS, camera_fits
 from .verdict import Fit, Seen, decide
 
-SLID_BLURS = (0.0, 1.0)
 MUSH = 4.0
 STREAK = 2.2
 BALL_SPEEDS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.4, 2.0, 3.0)
@@ -59,37 +46,13 @@ def _photo_fits(frames: torch.Tensor, reference: torch.Tensor) -> dict[str, Fit]
     # wide rings fill a disc: what is a disc of one colour is no sparks
     sparks = max(fireworks.unexplained, 1 - ball.unexplained)
     return {
-        **{motion: _camera_fit(soft, first, motion) for motion in CAMERA},
+        **camera_fits(soft, first),
         "ripple": _ripple_fit(soft, first),
         "flicker": _flicker_fit(soft),
         "ball appears": ball,
         "fireworks": replace(fireworks, unexplained=sparks),
         "rain" if streak > STREAK else "snow": falling,
     }
-
-
-def _camera_fit(frames: torch.Tensor, reference: torch.Tensor, motion: str) -> Fit:
-    travels = possible_travels(1.4, len(frames))
-    # one frame at speed t has travelled t
-    maps = torch.stack([camera_path(motion, float(t), 2)[1] for t in travels])
-    return _sliding_fit(*_slid_errors(frames, reference, maps), 1.4)
-
-
-def _sliding_fit(moved: torch.Tensor, stayed: torch.Tensor, fastest: float) -> Fit:
-    """How well a steady or uneven slide away from 0 explains the clip; errors [F, K] at travels 0, STEP, 2 STEP ..."""
-    path = monotone_path(moved, math.ceil(1.6 * fastest / STEP))
-    frames = torch.arange(len(path))
-    return Fit(share_left(moved[frames, path], stayed[frames, path]), float(path[-1]) * STEP)
-
-
-def _slid_errors(frames: torch.Tensor, reference: torch.Tensor, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Errors [F, K] of the reference slid by K maps, and of the reference left in place seen through the same masks."""
-    flat, errors = flattened(frames), []
-    for sigma in SLID_BLURS:
-        moved, masks = warp(blur(reference[None], sigma)[0], maps)
-        masks = rearrange(masks, "k h w -> k (h w)")
-        errors.append(matching_error(flat, flattened(moved), masks))
-    return torch.stack(errors).amin(0), staying_error(flat, reference - 0.5, masks)
 
 
 def _ripple_fit(frames: torch.Tensor, reference: torch.Tensor) -> Fit:

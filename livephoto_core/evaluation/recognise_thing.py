@@ -1,7 +1,8 @@
 """Which motion a clip with a thing on a background shows, found without learned weights by analysis through synthesis.
 
-The scene is put together with the thing in every pose of every path of the vocabulary; the path under which it looks most like the
-clip is the motion seen, if it explains clearly more than a scene that stays. Distances are in pixels of a 64-pixel frame.
+The scene is put together with the thing in every pose of every path of the vocabulary, and slid as a whole as a camera would; what
+looks most like the clip is the motion seen, if it explains clearly more than a scene that stays. Distances are in pixels of a
+64-pixel frame.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .matching import (
     staying_error,
     warp,
 )
+from .recognise_camera import camera_fits
 from .verdict import Fit, Seen, decide
 
 BEST_JUDGED_AGAIN = 3
@@ -45,7 +47,9 @@ def recognise_thing(frames: torch.Tensor, reference: torch.Tensor, start: Placem
     first = soft[0]
     cover = _coverage(mask, thing_path("still", 0.0, 1, start), reference.shape[-1])
     hidden = _widen((cover > 0.02).to(first.dtype))[0]
-    return decide(_thing_fits(soft, _Stage(first, _fill(first, hidden), hidden, mask, start)), frames, reference)
+    things = _thing_fits(soft, _Stage(first, _fill(first, hidden), hidden, mask, start))
+    # the thing goes too where the camera does: only the rest of the picture tells
+    return decide({**things, **camera_fits(soft, first)}, frames, reference)
 
 
 @dataclass(frozen=True)

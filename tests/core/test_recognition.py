@@ -73,6 +73,15 @@ def test_a_picture_that_stays_is_still(photos, motion):
     assert recognise(roughened(clip.frames[:1].expand(FRAMES, -1, -1, -1)), clip).motion == "still"
 
 
+@pytest.mark.parametrize("motion", ["pan left", "zoom out"])
+@pytest.mark.parametrize("asked", ["move right", "grow", "spin"])
+def test_a_camera_that_moves_is_no_thing_that_does(photos, asked, motion):
+    clip = clip_of(photos, asked)
+    slid = render(replace(clip.scene, motion=motion), 0.8, FRAMES, 64)
+    assert recognise(slid, clip).motion == motion
+    assert recognise(roughened(slid), clip).motion == motion
+
+
 @pytest.mark.parametrize("motion", ["pan right", "zoom in", "move up", "grow"])
 def test_dissolving_is_no_motion(photos, motion):
     clip = clip_of(photos, motion)
