@@ -125,7 +125,9 @@ def _run_levels(system: System, suite: Suite, result: Result) -> None:
 
 def _level_limit(case: Case, system: System) -> LevelRow:
     """What the scene itself can do: any strength between that of its slowest and of its fastest clip."""
-    ladder = climb(case.clip.scene, system.size, system.restored, system.measure)
+    ladder = climb(
+        case.clip.scene, system.size, lambda frames: at_size(system.restored(frames), system.level_size), system.measure
+    )
     found = [ladder.reached(middle) for middle in band_middles(system.thresholds)]
     levels = [level(1 - value, system.thresholds) for value in found]
     reachable = [given == asked for asked, given in enumerate(levels, 1)]

@@ -52,7 +52,7 @@ class Row:
 def score(case: Case, asked: int, frames: torch.Tensor, system: System, scorers: Scorers) -> Row:
     """Measure a clip [F, 3, H, W], 0..1, that a system made of a case at level `asked`.
 
-    The level is measured at the system's own size, where its thresholds hold, everything else at the suite's.
+    The level is measured at the size where the system's thresholds hold, everything else at the suite's.
     """
     clip, small = case.clip, at_size(frames, SIZE)
     kept = identity(small, clip) if case.motion in TRACKED else [float("nan")]
@@ -76,8 +76,8 @@ def score(case: Case, asked: int, frames: torch.Tensor, system: System, scorers:
 
 
 def strength(frames: torch.Tensor, system: System) -> float:
-    """How much a clip moves by the measure of the system's levels, 1 - similarity at the system's own size."""
-    return 1 - clip_similarity(at_size(frames, system.size), system.measure)
+    """How much a clip moves by the measure of the system's levels, 1 - similarity at the size that those are of."""
+    return 1 - clip_similarity(at_size(frames, system.level_size), system.measure)
 
 
 def delivered(frames: torch.Tensor, system: System) -> int:

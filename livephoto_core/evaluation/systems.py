@@ -37,8 +37,8 @@ AnimateOne = Callable[[torch.Tensor, str, int, int], torch.Tensor]
 class System:
     """A system under test.
 
-    `size` is the side of the photo it takes, and of the frames its levels are measured on. `thresholds` are its levels' (see
-    intensity.py), in the similarity of `measure` (measures.py); the suite's own for a system that has none. `round_trip` is what
+    `size` is the side of the photo it takes. `thresholds` are its levels' (see intensity.py), in the similarity of `measure`
+    (measures.py), of frames of that size; the suite's own, of frames of SIZE, for a system that has none. `round_trip` is what
     its VAE makes of pictures [N, 3, size, size], if it has one: what the system could reach at best. `batch` requests are handed
     over at a time.
     """
@@ -50,6 +50,11 @@ class System:
     measure: str = "ssim"
     round_trip: Callable[[torch.Tensor], torch.Tensor] | None = None
     batch: int = 1
+
+    @property
+    def level_size(self) -> int:
+        """The side of the frames that its levels are measured on: a larger picture of the same motion is less alike."""
+        return SIZE if self.thresholds is THRESHOLDS else self.size
 
     def restored(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures [N, 3, size, size] as the system's VAE gives them back; as they are without one."""

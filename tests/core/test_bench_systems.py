@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from livephoto_core.demo.photos import Photo
+from livephoto_core.demo.scenes import render
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.evaluation import suite as suites
 from livephoto_core.evaluation.benching import run_suite
 from livephoto_core.evaluation.features import clip_features, consistency, dino_features
 from livephoto_core.evaluation.level_values import level_values
-from livephoto_core.evaluation.suite import FRAMES, Plan, draw_suite
+from livephoto_core.evaluation.scoring import delivered
+from livephoto_core.evaluation.suite import FRAMES, THRESHOLDS, Plan, draw_suite
 from livephoto_core.evaluation.system_comfyui import Workflow, comfyui_system, read_workflow
 from livephoto_core.evaluation.system_diffusers import diffusers_system
 from livephoto_core.evaluation.system_folder import export_suite, folder_system
@@ -43,6 +45,17 @@ def suite(photos, monkeypatch):
 def request(size=64, text="camera pans left", level=5):
     photo = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
     return Request("text-pan_left-0-trained", photo, text, level, 7)
+
+
+@pytest.mark.parametrize("speed", [0.15, 0.3])
+def test_the_suites_levels_do_not_go_by_a_systems_size(suite, speed):
+    """But for what shrinking a picture smooths. A larger one of the same motion is less alike from frame to frame."""
+    scene = replace(suite.text[0].clip.scene, motion="pan left")
+    small, large = (render(scene, speed, FRAMES, side) for side in (64, 256))
+    system = still_system()
+    shrunk, own = replace(system, size=256), replace(system, size=256, thresholds=list(THRESHOLDS))
+    assert abs(delivered(large, shrunk) - delivered(small, system)) <= 1
+    assert delivered(large, own) > max(delivered(large, shrunk), delivered(small, system))
 
 
 def test_export_and_clips_in_a_folder(suite, tmp_path):
