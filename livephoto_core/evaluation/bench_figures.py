@@ -72,9 +72,12 @@ def level_figures(rows: Sequence[LevelRow]) -> dict[str, Figure]:
         offsets = [level_error(row, np.array, row.reachable) for row in part]
         figures[f"level, delivered minus requested{name}"] = mean_figure(offsets)
     figures["level, error, out of the scene's reach too"] = mean_figure([level_error(row, np.abs, [True] * LEVELS) for row in rows])
-    steps = [_steps(row) for row in rows]
-    figures["level, steps that rise"] = mean_figure([float(np.mean(s)) if s else float("nan") for s in steps])
-    figures["level, clips whose every step rises"] = mean_figure([float(all(s)) if s else float("nan") for s in steps])
+    for name, steps in {
+        "": [_steps(row, row.reachable) for row in rows],
+        ", out of the scene's reach too": [_steps(row, [True] * LEVELS) for row in rows],
+    }.items():
+        figures[f"level, steps that rise{name}"] = mean_figure([float(np.mean(s)) if s else float("nan") for s in steps])
+        figures[f"level, clips whose every step rises{name}"] = mean_figure([float(all(s)) if s else float("nan") for s in steps])
     if any(row.travel for row in rows):
         figures["level and distance, Spearman a clip"] = mean_figure([distance_agreement(row) for row in rows])
         figures["level and distance, Spearman pooled"] = pooled_spearman([distances(row) for row in rows])
@@ -122,10 +125,10 @@ def level_error(row: LevelRow, size: Callable[[np.ndarray], np.ndarray], counted
     return float(errors.mean()) if len(errors) else float("nan")
 
 
-def _steps(row: LevelRow) -> list[bool]:
-    """Whether 1 - SSIM rises from each level to the next, where the scene can have both."""
-    found, can = row.dissimilarity, row.reachable
-    return [found[k + 1] > found[k] for k in range(LEVELS - 1) if can[k] and can[k + 1]]
+def _steps(row: LevelRow, counted: Sequence[bool]) -> list[bool]:
+    """Whether 1 - SSIM rises from each level to the next, where both count."""
+    found = row.dissimilarity
+    return [found[k + 1] > found[k] for k in range(LEVELS - 1) if counted[k] and counted[k + 1]]
 
 
 def level_curve(rows: Sequence[LevelRow]) -> list[dict[str, float]]:
