@@ -7,6 +7,8 @@ as base. What a stopped run left in OUT is kept.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,6 +32,7 @@ from ..training.run import weights_digest
 from .clips import ClipSet
 from .encode import encode_clip, load_encoders
 from .photos import package_photos
+from .phrasings import phrasings
 from .sprites import HELD_OUT_SHAPES, SHAPES
 
 # the first clips of a cache, of scenes that are not trained on: validation's
@@ -61,6 +64,7 @@ def origin_of(encoders: Path) -> dict[str, str]:
         "data.intensity_measure": "ssim",
         "the VAE": weights_digest(vae),
         "the image encoder": weights_digest(patches),
+        "the captions": hashlib.sha256(json.dumps(phrasings()).encode()).hexdigest()[:16],
     }
 
 
@@ -95,7 +99,8 @@ def make_share(encoders: Path, out: Path, count: int, process: int, processes: i
     """One process's share of a cache."""
     vae, patches = load_encoders(encoders)
     varied = {"odd_share": ODD_SHARE, "mirror_share": MIRROR_SHARE}
-    train, test = replace(training_clips(), thing_share=THING_SHARE, **varied), held_out_clips(THING_SHARE)
+    train = replace(training_clips(), thing_share=THING_SHARE, templates=phrasings(), **varied)
+    test = held_out_clips(THING_SHARE)
     torch.set_num_threads(1)
     fill_shards(out, count, lambda i: encode_clip(test if i < HELD_OUT else train, i, vae, patches), process, processes)
 

@@ -1,6 +1,6 @@
 """Many phrasings of each motion, put together from parts: a text encoder that saw four phrasings of a motion knows those by heart.
 
-None of UNSEEN is among them: those measure what is understood beyond the phrasings of training.
+None of UNSEEN is among them, nor one of those with another article: they measure what is understood beyond training's phrasings.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ OTHERS = {
 
 
 def phrasings() -> dict[str, tuple[str, ...]]:
-    """{motion: its phrasings}, as captions.TEMPLATES has them and with all of those; none of UNSEEN."""
-    found = {motion: [*texts, *OTHERS.get(motion, ())] for motion, texts in TEMPLATES.items()}
+    """{motion: its phrasings} as in captions.TEMPLATES, with all of those; no other is one of UNSEEN but for its article."""
+    found = {motion: list(OTHERS.get(motion, ())) for motion in TEMPLATES}
     for direction, adverbs in DIRECTIONS.items():
         found[f"pan {direction}"] += [*_camera(_with(PANS, adverbs)), *(f"pan {adverb}" for adverb in adverbs)]
         found[f"move {direction}"] += _thing(_with(MOVES, adverbs))
@@ -89,7 +89,16 @@ def phrasings() -> dict[str, tuple[str, ...]]:
         found[motion] += _camera(verbs)
     for motion, verbs in THINGS.items():
         found[motion] += _thing(verbs)
-    return {motion: tuple(dict.fromkeys(text for text in texts if text not in UNSEEN[motion])) for motion, texts in found.items()}
+    kept = {motion: {_bare(text) for text in texts} for motion, texts in UNSEEN.items()}
+    return {
+        motion: tuple(dict.fromkeys([*TEMPLATES[motion], *(text for text in texts if _bare(text) not in kept[motion])]))
+        for motion, texts in found.items()
+    }
+
+
+def _bare(text: str) -> str:
+    """A text without the article at its start."""
+    return text.removeprefix("the ").removeprefix("a ")
 
 
 def _with(verbs: Sequence[Verb], adverbs: Sequence[str]) -> list[Verb]:
