@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .errors import LivePhotoError
+from .noise import check_share
 
 FORMAT_VERSION = 1
 FAMILY = "sd15"
@@ -100,7 +101,8 @@ class AdapterConfig:
     `size` and `frame_stride` are those of training (pixels; source frames a step). `ssim_thresholds` are the nine falling SSIM
     values between the ten intensity levels, empty before calibration. `intensity_from` says of what: of the clips' "frames", or of
     their VAE "reconstruction"; a checkpoint that does not say so was measured on frames. `intensity_measure` says by what: by
-    "ssim", or by another measure of measures.py, whose similarity the thresholds are then values of.
+    "ssim", or by another measure of measures.py, whose similarity the thresholds are then values of. `shared_noise` is the share
+    of the noise that frames have in common, see noise.py; 0 as in the paper.
     """
 
     base: BaseShape = field(default_factory=BaseShape)
@@ -115,6 +117,7 @@ class AdapterConfig:
     ssim_thresholds: tuple[float, ...] = ()
     intensity_from: str = "frames"
     intensity_measure: str = "ssim"
+    shared_noise: float = 0.0
     family: str = FAMILY
     format_version: int = FORMAT_VERSION
 
@@ -155,6 +158,7 @@ def check(config: AdapterConfig) -> None:
         raise LivePhotoError(f"frames is {config.frames}; use 2 to {config.motion.max_frames} (motion.max_frames)")
     check_intensity_source("intensity_from", config.intensity_from)
     check_intensity_measure("intensity_measure", config.intensity_measure)
+    check_share("shared_noise", config.shared_noise)
     thresholds = config.ssim_thresholds
     falling = all(math.isfinite(t) for t in thresholds) and list(thresholds) == sorted(thresholds, reverse=True)
     if thresholds and (len(thresholds) != 9 or not falling):

@@ -21,6 +21,7 @@ from .inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_no
 from .media import FITS, fit_image
 from .model.adapter import LivePhotoAdapter
 from .model.reweight import apply_weights
+from .noise import share_noise
 from .schedule import betas
 
 MIN_SIZE, MAX_SIZE = 16, 2048
@@ -212,7 +213,7 @@ class LivePhoto:
         """The UNet's calls of a sampling, with the strengths that the host has.
 
         Args:
-            noise: [B, F, C, h, w], float32.
+            noise: [B, F, C, h, w], float32, each frame's own; what the checkpoint's frames have in common is made so here.
             condition: of the B clips.
             text: [(B f), L, D], or with guidance the negative texts and the texts [(2 B f), L, D].
             scales: each frame's guidance [F], as of `guidance_scales`; without negative texts not looked at.
@@ -226,7 +227,7 @@ class LivePhoto:
         branches = len(text) // condition.levels.numel()
         solver = make_sampler(sampler, self.adapter.config.schedule, self.base.prediction_type)
         solver.set_timesteps(steps)
-        x, scales = noise, rearrange(scales, "f -> f 1 1 1").to(noise)
+        x, scales = share_noise(noise, self.adapter.config.shared_noise), rearrange(scales, "f -> f 1 1 1").to(noise)
         with self.host, self.host.conditioned(condition.repeated(branches)):
             for timestep in solver.timesteps:
                 batch = repeat(x, "b f c h w -> (t b f) c h w", t=branches).to(text.dtype)

@@ -16,7 +16,7 @@ import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
-from einops import repeat
+from einops import rearrange, repeat
 from torch import nn
 
 from ..livephoto_core.conditioning import ClipCondition, check_condition, stem_channels
@@ -25,6 +25,7 @@ from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.fit import check_fit
 from ..livephoto_core.model.adapter import LivePhotoAdapter
 from ..livephoto_core.model.content import KeysValues
+from ..livephoto_core.noise import share_noise
 from .checks import check_numbers
 from .types import LoadedModel, Motion, Reference
 
@@ -275,11 +276,21 @@ def _around_sampling(host: Host) -> Callable:
         width = host.adapter.config.base.context_width
         check_texts(executor.class_obj.conds, len(noise), len(host.latent), width)
         try:
-            return executor(noise, *args, **kwargs)
+            return executor(_shared(noise, len(host.latent), host.adapter.config.shared_noise), *args, **kwargs)
         finally:
             host.photos.clear()
 
     return wrapper
+
+
+def _shared(noise: torch.Tensor, clips: int, share: float) -> torch.Tensor:
+    """Noise [(clips F), C, h, w], each frame's own, with the share (0..1) in common that the checkpoint was trained on.
+
+    Noise that is not of whole clips stays as it is: the UNet call refuses it.
+    """
+    if len(noise) % clips:
+        return noise
+    return rearrange(share_noise(rearrange(noise, "(b f) ... -> b f ...", b=clips), share), "b f ... -> (b f) ...")
 
 
 def _photo(host: Host, chunks: int, like: torch.Tensor) -> dict[str, KeysValues]:

@@ -59,6 +59,7 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
         "motion": f"{motion.heads} heads, {motion.attention_blocks} attention blocks, up to {motion.max_frames} frames",
         "content": f"{content.encoder}, {content.image_size} px in patches of {content.patch_size}, positions {content.positions}",
         "schedule": f"{schedule.kind} betas {schedule.beta_start:g} to {schedule.beta_end:g}, {schedule.timesteps} timesteps",
+        "noise": f"{config.shared_noise:g} of the variance shared by all frames" if config.shared_noise else "each frame's own",
         "levels": f"{thresholds}{of}, measured on {config.intensity_from}" if thresholds else "not calibrated",
         **({"trained without": ", ".join(config.parts.missing).replace("_", " ")} if config.parts.missing else {}),
         "parameters": f"{sum(counts.values()):,}",

@@ -15,6 +15,7 @@ import torch
 
 from ..conditioning import even_levels
 from ..intensity import level
+from ..noise import share_noise
 from .cache import CachedClips
 from .model import Batch
 
@@ -58,6 +59,24 @@ def drawn_timesteps(step: int, batch: int, timesteps: int, seed: int, shift: flo
     return (share * timesteps).long().clamp(max=timesteps - 1)
 
 
+def drawn_share(position: int, most: float, seed: int) -> float:
+    """What a clip's frames have of their noise in common: `most` for half of the clips, nothing for a fifth, the others in between.
+
+    Those tell the model of other noise too: that of samplers which add each frame's own as they go, or that somebody brings along.
+    """
+    kind, share = torch.rand(2, generator=_generator(seed, 7, position)).tolist()
+    return most if kind < 0.5 else most * share * (kind < 0.8)
+
+
+def drawn_noise(position: int, shape: tuple[int, ...], share: float, has_first: bool, seed: int) -> torch.Tensor:
+    """A clip's noise [F, C, h, w], sharing so much of the clip's first frame's, whether that frame is among them or not."""
+    noise = torch.randn(shape, generator=_generator(seed, 4, position))
+    if has_first:
+        return share_noise(noise[None], share)[0]
+    first = torch.randn(1, *shape[1:], generator=_generator(seed, 8, position))
+    return share_noise(torch.cat([first, noise])[None], share)[0, 1:]
+
+
 def drawn_places(step: int, length: int, count: int, seed: int) -> torch.Tensor | None:
     """`count` of a clip's frame numbers in order; None for all."""
     if count in (0, length):
@@ -73,7 +92,7 @@ class Batches:
     thresholds: nine values of what `clips.ssims` are, see `intensity.level`.
     batch: clips of a step, over all processes and accumulated parts.
     frames_per_clip: how many frames of a clip a step trains on, 0 for all.
-    timesteps: of the noise schedule; timestep_shift: see `drawn_timesteps`.
+    timesteps: of the noise schedule; timestep_shift: see `drawn_timesteps`. shared_noise: see `drawn_share`.
     """
 
     def __init__(
@@ -89,12 +108,14 @@ class Batches:
         frames_per_clip: int = 0,
         timesteps: int = 1000,
         timestep_shift: float = 1.0,
+        shared_noise: float = 0.0,
     ):
         self.clips, self.indices = clips, indices
         self.text_ids, self.empty_ids = text_ids, empty_ids
         self.thresholds, self.batch, self.seed = thresholds, batch, seed
         self.text_drop, self.frames_per_clip = text_drop, frames_per_clip
         self.timesteps, self.timestep_shift = timesteps, timestep_shift
+        self.shared_noise = shared_noise
         self._epoch, self._order = -1, torch.empty(0)
 
     def _picked(self, position: int) -> int:
@@ -114,13 +135,15 @@ class Batches:
         length = latents.shape[1]
         places = drawn_places(step, length, self.frames_per_clip, self.seed)
         shape = (len(places) if places is not None else length, *latents.shape[2:])
-        noise = torch.stack([torch.randn(shape, generator=_generator(self.seed, 4, p)) for p in positions])
+        has_first = places is None or int(places[0]) == 0
+        shares = [drawn_share(p, self.shared_noise, self.seed) for p in positions]
+        noise = [drawn_noise(p, shape, share, has_first, self.seed) for p, share in zip(positions, shares, strict=True)]
         drops = [float(torch.rand((), generator=_generator(self.seed, 5, p))) < self.text_drop for p in positions]
         text = torch.stack([self.empty_ids if d else self.text_ids[i] for d, i in zip(drops, indices, strict=True)])
         levels = torch.cat([even_levels(level(float(self.clips.ssims[i]), self.thresholds), 1, length) for i in indices])
         return Batch(
             latents=latents,
-            noise=noise,
+            noise=torch.stack(noise),
             timesteps=timesteps,
             text_ids=text,
             tokens=self.clips.tokens(indices),
@@ -136,9 +159,10 @@ class Batches:
         """Whole clips, by their place in the cache, under their texts at one timestep; a clip's noise never changes."""
         latents = self.clips.latents(indices)
         length = latents.shape[1]
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=_generator(self.seed, 6, i)) for i in indices])
         return Batch(
             latents=latents,
-            noise=torch.stack([torch.randn(latents.shape[1:], generator=_generator(self.seed, 6, i)) for i in indices]),
+            noise=share_noise(noise, self.shared_noise),
             timesteps=torch.full((len(indices),), timestep),
             text_ids=self.text_ids[indices],
             tokens=self.clips.tokens(indices),

@@ -9,6 +9,10 @@ from typing import Any
 
 from ..config import AdapterConfig, check_intensity_measure, check_intensity_source, from_dict
 from ..errors import LivePhotoError
+from ..noise import check_share
+
+# a share of the noise is 0..1
+AS_THE_ADAPTER_SAYS = -1.0
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class DataConfig:
     the folder `cache` (OUT/cache if it is empty).
 
     A run may learn from a part of the clips: those of `least_level` or more whose caption has one of `words` (none: any caption).
-    A small model that sees a few strong motions first tells left from right in hundreds of steps instead of thousands.
+    A small model that sees a few strong motions first tells left from right in hundreds of steps instead of thousands. `repeats`
+    has words, and how many times an epoch a clip with that word in its caption is met: the largest of several, once without any.
     """
 
     kind: str = "folder"
@@ -37,6 +42,7 @@ class DataConfig:
     intensity_measure: str = ""
     least_level: int = 1
     words: tuple[str, ...] = ()
+    repeats: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,12 @@ class RunConfig:
     `batch` counts clips over all processes and accumulated steps. `frames_per_clip` trains on that many frames drawn from each
     clip, 0 for all. `motion_weight`, `first_frame_weight`, `padding_penalty` and `word_penalty` are those of model.LossWeights; at
     their defaults the loss is the paper's plain mean. `timestep_shift` above 1 draws more of the noisy timesteps, where motion is
-    decided. Without `freeze_base` the UNet and the text encoder train too, and `out` is then a whole base folder. `optimizer` is
-    "adamw", or "muon": Muon for the matrices of hidden layers and AdamW for the rest, at one learning rate. `rate_factors`
-    multiplies the learning rate of parameters whose name starts with the key. 0 for `validate_every` or `sample_every` is never.
+    decided. `shared_noise` is the share of the noise that a clip's frames have in common (noise.py), which the checkpoint then
+    keeps; 0 is the paper's, -1 what the adapter says.
+
+    Without `freeze_base` the UNet and the text encoder train too, and `out` is then a whole base folder. `optimizer` is "adamw", or
+    "muon": Muon for the matrices of hidden layers and AdamW for the rest, at one learning rate. `rate_factors` multiplies the
+    learning rate of parameters whose name starts with the key. 0 for `validate_every` or `sample_every` is never.
 
     `image_encoder` and `tokenizer` are folders, for a base without its own; a single-file base has neither. `start_adapter` is a
     checkpoint to start from; its config counts then. `motion_modules` is an AnimateDiff file to start from; with adapter.motion
@@ -81,6 +90,7 @@ class RunConfig:
     padding_penalty: float = 0.0
     word_penalty: float = 0.0
     timestep_shift: float = 1.0
+    shared_noise: float = AS_THE_ADAPTER_SAYS
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
     ema: float = 0.999
@@ -254,6 +264,8 @@ def _check(run: RunConfig) -> None:
     for name in _AT_LEAST_ZERO:
         if getattr(run, name) < 0:
             raise LivePhotoError(f"{name} is {getattr(run, name)}; use 0 or more")
+    if run.shared_noise != AS_THE_ADAPTER_SAYS:
+        check_share("shared_noise", run.shared_noise)
     for name in _SHARES:
         if not 0 <= getattr(run, name) <= 1:
             raise LivePhotoError(f"{name} is {getattr(run, name)}; use 0 to 1")
@@ -288,6 +300,9 @@ def _check_data(data: DataConfig) -> None:
         raise LivePhotoError(f"data.held_out is {data.held_out}; use 0 or more")
     if not 1 <= data.least_level <= 10:
         raise LivePhotoError(f"data.least_level is {data.least_level}; use 1 to 10")
+    for word, times in data.repeats.items():
+        if times < 1 or times % 1:
+            raise LivePhotoError(f"data.repeats.{word} is {times:g}; use a whole number from 1, how many times an epoch")
     if not data.path:
         raise LivePhotoError("data.path is ''; name the folder of clips, the shards or the cache to train on")
 

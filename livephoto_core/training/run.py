@@ -31,7 +31,7 @@ from ..intensity import calibrate, level
 from ..model.adapter import LivePhotoAdapter
 from .batches import Batches
 from .cache import CachedClips, EncodedClip, Manifest, cache_stream, check_made_from, made_from_of, read_manifest
-from .config import DataConfig, RunConfig, check_frames, check_measure, load_run
+from .config import AS_THE_ADAPTER_SAYS, DataConfig, RunConfig, check_frames, check_measure, load_run
 from .encode import encode_sample
 from .model import LossWeights, TrainingModel
 from .remeasure import remeasure
@@ -167,7 +167,7 @@ def adapter_config_of(run: RunConfig) -> AdapterConfig:
             config = replace(config, motion=motion_shape_of(run.motion_modules))
     check_frames(run.frames_per_clip, config.frames)
     check_measure(run.data, config)
-    return config
+    return config if run.shared_noise == AS_THE_ADAPTER_SAYS else replace(config, shared_noise=run.shared_noise)
 
 
 def build_adapter(run: RunConfig, config: AdapterConfig) -> LivePhotoAdapter:
@@ -202,8 +202,27 @@ def token_ids_of(tokenizer: Any, texts: list[str], length: int) -> torch.Tensor:
 
 def is_wanted(clips: CachedClips, index: int, thresholds: tuple[float, ...], data: DataConfig) -> bool:
     """Whether a clip is of the part of the clips that a run learns from."""
-    words = set(clips.captions[index].lower().split())
+    words = words_of(clips.captions[index])
     return level(float(clips.ssims[index]), thresholds) >= data.least_level and (not data.words or not words.isdisjoint(data.words))
+
+
+def words_of(caption: str) -> set[str]:
+    """A caption's words, in lower case."""
+    return set(caption.lower().split())
+
+
+def as_often_as_met(indices: list[int], captions: list[str], repeats: dict[str, float]) -> list[int]:
+    """Clips, by their places in `captions`, each as many times as an epoch is to meet it.
+
+    Raises:
+        LivePhotoError: a word of `repeats` that is in none of their captions, named.
+    """
+    words = {index: words_of(captions[index]) for index in indices}
+    if unknown := sorted(repeats.keys() - set().union(*words.values())):
+        raise LivePhotoError(
+            f"no caption has the words {', '.join(map(repr, unknown))} of data.repeats: leave them out (words are in lower case)"
+        )
+    return [index for index in indices for _ in range(int(max((repeats[w] for w in words[index] & repeats.keys()), default=1)))]
 
 
 def process_state() -> Any:
@@ -245,7 +264,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     clips = CachedClips(folder)
     check_cache(clips, folder, config)
     measured_on = made_from_of(folder).get("data.intensity_from", run.data.intensity_from)
-    adapter.config = replace(adapter.config, intensity_from=measured_on)
+    adapter.config = replace(adapter.config, intensity_from=measured_on, shared_noise=config.shared_noise)
     held_out = min(run.data.held_out, len(clips) // 10)
     thresholds = config.ssim_thresholds or calibrate(clips.ssims[held_out:].tolist())
     train = [i for i in range(held_out, len(clips)) if is_wanted(clips, i, thresholds, run.data)]
@@ -257,7 +276,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     model = TrainingModel(base.unet, adapter, base.text_encoder, config.schedule, base.prediction_type, run.freeze_base, stress)
     batches = Batches(
         clips,
-        train,
+        as_often_as_met(train, clips.captions, run.data.repeats),
         token_ids_of(base.tokenizer, clips.captions, text_length(base)),
         token_ids_of(base.tokenizer, [""], text_length(base))[0],
         thresholds,
@@ -267,6 +286,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         run.frames_per_clip,
         config.schedule.timesteps,
         run.timestep_shift,
+        config.shared_noise,
     )
     sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)
     return model, batches, list(range(held_out)), sampler

@@ -176,6 +176,9 @@ def _mismatch(state: dict[str, Any], model: TrainingModel, optimizer: torch.opti
     Settings are compared where both sides know them: a state of an earlier version has fewer, or none.
     """
     saved = json.loads(state.get("settings", "{}"))
+    if saved:
+        # before there was a share, each frame had its own noise
+        saved.setdefault("adapter.shared_noise", 0.0)
     for name in saved.keys() & settings.keys():
         if saved[name] != settings[name]:
             return f"was written with {name} {saved[name]}, the config has {settings[name]}"

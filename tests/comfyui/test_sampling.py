@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from einops import rearrange
 
 from livephoto_core.inversion import prior_noise
+from livephoto_core.noise import share_noise
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,11 @@ def test_prior_noise_without_inversion_says_what_to_connect(results):
     found = results("no_inverted_latent")
     assert found["kind"] == "LivePhotoError"
     assert "put Invert Reference Latent behind Encode Reference Photo" in found["message"]
+
+
+@pytest.mark.parametrize(("name", "clips"), [("one", 1), ("two", 2)])
+def test_any_sampler_shares_the_noise_as_the_checkpoint_says(results, name, clips):
+    found = results("shared_noise")
+    own, shared = (rearrange(found[f"{name}, {share}"], "(b f) c h w -> b f c h w", b=clips) for share in (0.0, 0.6))
+    assert torch.allclose(shared, share_noise(own, 0.6), atol=1e-5)
+    assert not torch.allclose(shared, own, atol=0.1)

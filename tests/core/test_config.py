@@ -87,6 +87,8 @@ def test_value_of_the_wrong_kind(values, cause):
         ({"schedule": NoiseSchedule(beta_start=0.02)}, "beta_start is 0.02, beta_end 0.012; they must rise"),
         ({"schedule": NoiseSchedule(timesteps=0)}, "schedule.timesteps is 0"),
         ({"intensity_from": "latents"}, "intensity_from is 'latents'; use 'frames' or 'reconstruction'"),
+        ({"shared_noise": 1.5}, "shared_noise is 1.5; use 0"),
+        ({"shared_noise": float("nan")}, "shared_noise is nan; use 0"),
         ({"ssim_thresholds": THRESHOLDS[:8]}, "nine falling SSIM values"),
         ({"ssim_thresholds": THRESHOLDS[::-1]}, "nine falling SSIM values"),
         ({"ssim_thresholds": (float("nan"), *THRESHOLDS[1:])}, "nine falling SSIM values"),

@@ -22,7 +22,8 @@ from livephoto_core.encoding import overlong_text
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import write_clip
-from livephoto_core.training.batches import Batches, drawn_places, drawn_timesteps, one_ahead
+from livephoto_core.noise import share_noise
+from livephoto_core.training.batches import Batches, drawn_noise, drawn_places, drawn_share, drawn_timesteps, one_ahead
 from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
 from livephoto_core.training.config import RunConfig, load_run, run_from_dict
 from livephoto_core.training.model import Batch, first_frame_weights, motion_weights, token_weights
@@ -544,6 +545,46 @@ def test_a_run_may_learn_from_a_part_of_the_clips(run_file, cache_folder):
         prepare(load_run(run_file(data={"kind": "cache", "path": str(cache_folder), "words": ["sideways"]})))
 
 
+def test_clips_of_chosen_words_are_met_more_often(run_file, cache_folder):
+    part = {"kind": "cache", "path": str(cache_folder), "held_out": 0, "repeats": {"left": 3, "camera": 2}}
+    _, batches, *_ = prepare(load_run(run_file(data=part)))
+    captions = batches.clips.captions
+    assert len(set(batches.indices)) == len(captions)
+    for i, caption in enumerate(captions):
+        assert batches.indices.count(i) == (3 if "left" in caption else 2 if "camera" in caption else 1), caption
+    with pytest.raises(LivePhotoError, match="no caption has the words 'Left'"):
+        prepare(load_run(run_file(data={**part, "repeats": {"Left": 3, "camera": 2}})))
+
+
+def test_a_run_on_shared_noise_says_so_in_its_checkpoint(run_file, tmp_path, cache_folder):
+    train(run_file(steps=1, shared_noise=0.6))
+    made = tmp_path / "run" / "adapter.safetensors"
+    assert load_adapter(made).config.shared_noise == 0.6
+    # a run that says nothing goes on as the adapter says
+    assert prepare(load_run(run_file(start_adapter=str(made))))[1].shared_noise == 0.6
+    batches, own = (prepare(load_run(run_file(shared_noise=share)))[1] for share in (0.6, 0.0))
+    assert torch.equal(batches.step(3).noise[:, 0], own.step(3).noise[:, 0])
+    assert not torch.allclose(batches.step(3).noise[:, 1], own.step(3).noise[:, 1])
+    assert torch.equal(batches.fixed([2], 500).noise, share_noise(own.fixed([2], 500).noise, 0.6))
+
+
+def test_frames_share_the_first_ones_noise_where_it_is_not_among_them():
+    shape = 3, 4, 64, 64
+    with_first, without = (drawn_noise(5, shape, 0.36, has_first, 0) for has_first in (True, False))
+    found = [torch.corrcoef(noise.flatten(1))[[0, 0, 1], [1, 2, 2]] for noise in (with_first, without)]
+    assert torch.allclose(found[0], torch.tensor([0.6, 0.6, 0.36]), atol=0.03)
+    assert torch.allclose(found[1], torch.full((3,), 0.36), atol=0.03)
+
+
+def test_half_of_the_clips_have_the_whole_share_and_the_others_less():
+    shares = torch.tensor([drawn_share(position, 0.6, 0) for position in range(2000)])
+    whole, none = shares == 0.6, shares == 0
+    assert 0.47 < float(whole.float().mean()) < 0.53
+    assert 0.17 < float(none.float().mean()) < 0.23
+    assert torch.histc(shares[~whole & ~none], 3, 0, 0.6).min() > 160
+    assert all(drawn_share(position, 0.0, 0) == 0 for position in range(20))
+
+
 def test_learning_rate_rises_holds_and_falls():
     run = RunConfig(base="x", steps=100, warmup=10, decay_from=0.5)
     assert learning_rate(0, run) == pytest.approx(0.1)
@@ -565,6 +606,9 @@ def test_learning_rate_rises_holds_and_falls():
         ({"base": "b", "frames_per_clip": 99}, "99"),
         ({"base": "b", "first_frame_weight": 0}, "first_frame_weight is 0"),
         ({"base": "b", "padding_penalty": -1}, "padding_penalty is -1"),
+        ({"base": "b", "shared_noise": 2}, "shared_noise is 2"),
+        ({"base": "b", "shared_noise": -0.5}, "shared_noise is -0.5"),
+        ({"base": "b", "data": {"kind": "cache", "path": "c", "repeats": {"spins": 1.5}}}, r"data.repeats.spins is 1.5"),
     ],
 )
 def test_bad_values_are_named(values, words):

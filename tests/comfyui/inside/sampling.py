@@ -100,3 +100,22 @@ def halves() -> dict[str, Any]:
 def no_inverted_latent() -> dict[str, Any]:
     bare = part("nodes.sampling").PriorNoise(replace(photo(), inverted=None), SEED, 0.033, 0.016)
     return refused(lambda: bare.generate_noise(empty()))
+
+
+def first_latents(share: float, clips: int = 1) -> torch.Tensor:
+    """What the UNet is first given by KSampler, the checkpoint's frames sharing so much of their noise."""
+    livephoto = demo().livephoto
+    own, livephoto.adapter.config = livephoto.config, replace(livephoto.config, shared_noise=share)
+    try:
+        model, calls = recorded(apply(count=clips))
+        latent = {"samples": torch.zeros(clips * FRAMES, *photo().latent.shape[1:])}
+        nodes.KSampler().sample(model, SEED, 1, 1.0, SAMPLER, SCHEDULER, *prompts(), latent)
+    finally:
+        livephoto.adapter.config = own
+    return calls[0]["x"]
+
+
+@case
+def shared_noise() -> dict[str, Any]:
+    names = {"one": 1, "two": 2}
+    return {f"{name}, {share}": first_latents(share, clips) for name, clips in names.items() for share in (0.0, 0.6)}

@@ -1,0 +1,52 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from livephoto_core.checkpoint import load_adapter
+from livephoto_core.noise import share_noise
+from livephoto_core.pipeline import LivePhoto, Settings
+
+
+@pytest.fixture
+def noise():
+    return torch.randn(2, 5, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def correlations(clip):
+    """Between the frames of a clip [F, ...]: [F, F]."""
+    return torch.corrcoef(clip.flatten(1))
+
+
+def test_no_share_gives_the_noise_back(noise):
+    assert torch.equal(share_noise(noise, 0.0), noise)
+
+
+def test_frames_have_the_share_of_the_variance_in_common(noise):
+    shared = share_noise(noise, 0.36)
+    assert torch.allclose(shared.flatten(2).var(2), torch.ones(2, 5), atol=0.04)
+    for clip in shared:
+        found = correlations(clip)
+        assert torch.allclose(found[0, 1:], torch.full((4,), 0.6), atol=0.03)
+        others = found[1:, 1:][~torch.eye(4, dtype=torch.bool)]
+        assert torch.allclose(others, torch.full((12,), 0.36), atol=0.03)
+    assert torch.equal(shared[:, 0], noise[:, 0])
+
+
+def test_all_of_it_is_one_noise_for_all_frames(noise):
+    assert torch.equal(share_noise(noise, 1.0), noise[:, :1].expand_as(noise))
+
+
+def test_sampling_shares_the_noise_as_the_checkpoint_says(tiny_base, tiny_adapter_file):
+    """What the UNet is first given: the reference plays no part in its noisy latents."""
+    photo = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    given = []
+    for share in (0.0, 0.6):
+        model = LivePhoto(tiny_base, load_adapter(tiny_adapter_file))
+        model.adapter.config = replace(model.adapter.config, shared_noise=share)
+        hook = tiny_base.unet.register_forward_pre_hook(lambda unet, args: given.append(args[0].clone()))
+        model.animate(photo, Settings("camera pans left", steps=1, cfg=1.0, frames=5, prior_start=0.0, prior_end=0.0))
+        hook.remove()
+    own, shared = given
+    assert torch.allclose(shared, share_noise(own[None], 0.6)[0], atol=1e-6)
+    assert not torch.allclose(shared, own, atol=0.1)
