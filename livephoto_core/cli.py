@@ -258,11 +258,12 @@ def _calibrate(options: argparse.Namespace) -> None:
     base = None if options.base is None else load_base(options.base, tokenizer=options.tokenizer)
     found, skipped = measure_source(source, base, config.intensity_measure)
     thresholds = calibrate(found)
-    if options.write is not None:
-        store_thresholds(options.write, thresholds, "frames" if base is None else "reconstruction")
     print(report(skipped), file=sys.stderr)
+    # before they are stored: a full disk must not lose what took long to measure
     print(f"{len(found)} clips; levels 1 to 10 are cut at")
     print(f"ssim_thresholds = [{', '.join(f'{threshold:.6f}' for threshold in thresholds)}]")
+    if options.write is not None:
+        store_thresholds(options.write, thresholds, "frames" if base is None else "reconstruction")
 
 
 def _shares(text: str) -> tuple[float, float]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..errors import LivePhotoError
 from ..intensity import fractional_level, level
 from ..measures import MOTION_NAMES, similarity
@@ -63,7 +65,8 @@ def format_json(results: Sequence[dict]) -> str:
 def _measure_clip(
     path: Path, thresholds: Sequence[float] | None, size: tuple[int, int] | None, stride: int, by: str
 ) -> dict:
-    frames = stream_clip(path, stride)
+    # short clips are done before a bar would be seen
+    frames = tqdm(stream_clip(path, stride), desc=path.name, unit="frame", delay=2, leave=False)
     if size is not None:
         frames = (fit_image(frame, *size, "crop") for frame in frames)
     try:

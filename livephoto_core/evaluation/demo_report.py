@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -101,6 +102,8 @@ def _run(options: argparse.Namespace) -> None:
     from ..commands.model_files import ModelFiles, default_device
     from .generate import BatchSampling
 
+    if find_spec("scipy") is None:
+        raise LivePhotoError("the report needs scipy: pip install 'comfyui-livephoto[eval]'")
     device = options.device or default_device()
     # kept among the options, which the report names as its settings
     options.cfg, options.min_cfg = guidance(options.cfg, options.min_cfg, BatchSampling.sampler, demo=True)

@@ -1,0 +1,106 @@
+"""What a run starts from and what it leaves: shards, AnimateDiff's motion modules, the SD1.5 recipe, the average and the log."""
+
+import io
+import json
+import tarfile
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import livephoto_core
+from livephoto_core.checkpoint import load_adapter, read_config
+from livephoto_core.cli import main
+from livephoto_core.config import from_dict
+from livephoto_core.media_write import write_clip
+from livephoto_core.model.adapter import LivePhotoAdapter
+from livephoto_core.training.cache import CachedClips
+from livephoto_core.training.config import load_run
+from livephoto_core.training.trainer import Average
+
+CLIPS, CAPTION = 12, "the camera pans left"
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory):
+    """A tar of clips and their captions."""
+    folder = tmp_path_factory.mktemp("shards")
+    noise = torch.rand(CLIPS, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with tarfile.open(folder / "clips-000.tar", "w") as tar:
+        for number, clip in enumerate(noise):
+            write_clip(clip[:1] * (1 - number / 20) + clip * number / 20, folder / "clip.webp")
+            for name, content in (("webp", (folder / "clip.webp").read_bytes()), ("txt", CAPTION.encode())):
+                info = tarfile.TarInfo(f"{number:03}.{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    (folder / "clip.webp").unlink()
+    return folder / "clips-000.tar"
+
+
+@pytest.fixture
+def trained(tmp_path, tiny_base_folder, shard):
+    """Runs `livephoto train` on the shard, with more values; returns its folder."""
+
+    def run(**values):
+        config = {
+            "base": str(tiny_base_folder),
+            "out": str(tmp_path / "run"),
+            "data": {"kind": "webdataset", "path": str(shard), "held_out": 1},
+            "steps": 1,
+            "batch": 2,
+            "validate_every": 1,
+            **values,
+        }
+        (tmp_path / "run.json").write_text(json.dumps(config))
+        (tmp_path / "run.json").rename(tmp_path / "run.yaml")
+        assert main(["train", str(tmp_path / "run.yaml")]) == 0
+        return tmp_path / "run"
+
+    return run
+
+
+def test_shards_are_trained_on_and_logged(trained, tiny_adapter_file):
+    folder = trained(start_adapter=str(tiny_adapter_file))
+    clips = CachedClips(folder / "cache")
+    assert len(clips) == CLIPS and set(clips.captions) == {CAPTION}
+    before, after = (load_adapter(path).state_dict() for path in (tiny_adapter_file, folder / "adapter.safetensors"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    log = EventAccumulator(str(folder / "log"))
+    log.Reload()
+    assert {"loss", "validation/x0_100", "validation/x0_980", "validation/repeat"} <= set(log.Tags()["scalars"])
+    held_out = clips.latents([0])
+    expected = float((held_out[:, :1] - held_out).square().mean())
+    assert log.Scalars("validation/repeat")[0].value == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_run_starts_from_animatediffs_motion_modules(trained, tiny_adapter_file, randomised, tmp_path):
+    values = asdict(read_config(tiny_adapter_file))
+    values["schedule"]["kind"] = "linear"
+    source = randomised(LivePhotoAdapter(from_dict(values)), seed=7).motion.state_dict()
+    save_file(source, tmp_path / "mm.safetensors")
+    folder = trained(adapter=values, motion_modules=str(tmp_path / "mm.safetensors"), learning_rate=1e-12, weight_decay=0)
+    taken = load_adapter(folder / "adapter.safetensors").motion.state_dict()
+    for name, tensor in source.items():
+        assert torch.allclose(taken[name], tensor, atol=1e-3), name
+
+
+def test_the_recipe_for_sd15_is_the_papers():
+    run = load_run(Path(livephoto_core.__file__).parent / "training" / "recipes" / "sd15.toml")
+    assert run.freeze_base and run.text_drop == 0.5 and run.optimizer == "adamw" and run.shared_noise == -1
+    assert (run.motion_weight, run.first_frame_weight, run.padding_penalty, run.word_penalty) == (0, 1, 0, 0)
+    assert run.adapter.schedule.kind == "linear" and run.adapter.shared_noise == 0
+
+
+def test_the_average_follows_the_weights_and_soon_forgets_the_start():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    average, expected = Average({"w": weight}, 0.5), 0.0
+    for step, decay in enumerate([0.1, 2 / 11, 0.25, 4 / 13]):
+        weight.data.fill_(step + 1.0)
+        average.update({"w": weight}, step)
+        expected = decay * expected + (1 - decay) * (step + 1)
+    assert float(average.values["w"]) == pytest.approx(expected)
+    average.update({"w": weight}, 1000)
+    assert float(average.values["w"]) == pytest.approx(0.5 * expected + 0.5 * 4)
