@@ -212,16 +212,10 @@ def words_of(caption: str) -> set[str]:
 
 
 def as_often_as_met(indices: list[int], captions: list[str], repeats: dict[str, float]) -> list[int]:
-    """Clips, by their places in `captions`, each as many times as an epoch is to meet it.
-
-    Raises:
-        LivePhotoError: a word of `repeats` that is in none of their captions, named.
-    """
+    """Clips, by their places in `captions`, each as many times as an epoch is to meet it; tells of words that no caption has."""
     words = {index: words_of(captions[index]) for index in indices}
     if unknown := sorted(repeats.keys() - set().union(*words.values())):
-        raise LivePhotoError(
-            f"no caption has the words {', '.join(map(repr, unknown))} of data.repeats: leave them out (words are in lower case)"
-        )
+        print(f"data.repeats: no caption has {', '.join(map(repr, unknown))} (words are in lower case)")
     return [index for index in indices for _ in range(int(max((repeats[w] for w in words[index] & repeats.keys()), default=1)))]
 
 
