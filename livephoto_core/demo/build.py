@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from .captions import corpus
 from .clip_cache import HELD_OUT, held_out_clips, make_cache, training_clips
 from .padding import shut_padding
 from .patches import train_patch_encoder
+from .phrasings import MOVES, THINGS
 from .portable import make_portable
 from .preview import preview_map
 from .stills import Stills, held_out_stills
@@ -66,6 +67,14 @@ class Phase:
     first_frame_weight: float = 1.0
     word_penalty: float = 0.0
     words: tuple[str, ...] = ()
+    repeats: dict[str, int] = field(default_factory=dict)
+
+
+def thing_repeats() -> dict[str, int]:
+    """How often an epoch meets clips of things, by the last words of their verbs: growing, spinning and shaking are learnt last."""
+    often = {motion: 2 if motion == "shrink" else 3 for motion in THINGS}
+    verbs = [(verb, 2) for verb in MOVES] + [(verb, often[motion]) for motion, verbs in THINGS.items() for verb in verbs]
+    return {form.split()[-1]: times for forms, times in verbs for form in forms}
 
 
 APART = Phase(
@@ -134,6 +143,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
             "held_out": HELD_OUT,
             "intensity_from": "reconstruction",
             "words": list(phase.words),
+            "repeats": phase.repeats,
         },
         "freeze_base": False,
         "optimizer": "muon",
@@ -225,7 +235,7 @@ def build(
     make_base(base, still_steps)
     phases = (
         replace(APART, name="camera", steps=camera_steps, decay_from=1.0, timestep_shift=3.0, word_penalty=0.0, words=CAMERA_WORDS),
-        replace(APART, steps=steps),
+        replace(APART, steps=steps, repeats=thing_repeats()),
         replace(
             APART,
             name="whole",
