@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from livephoto_core.checkpoint import read_config
+from livephoto_core.commands.model_files import DEMO_FOLDER
+from livephoto_core.noise import share_noise
+
 FRAMES = 48
 STATIC = [list(range(start, start + 16)) for start in (0, 12, 24, 32)]
 REFUSALS = {
@@ -24,7 +28,8 @@ def of_frames(text, places):
 
 def check_windows(found):
     """Every UNet call got what belongs to its frames; returns the windows of each step."""
-    steps = {}
+    steps, share = {}, read_config(DEMO_FOLDER / "adapter.safetensors").shared_noise
+    noise = share_noise(found["noise"][None], share)[0]
     for number, window in enumerate(found["windows"]):
         before = found["before"][number]
         places = torch.tensor(window if before is None else [before, *window])
@@ -36,7 +41,7 @@ def check_windows(found):
             expected = whole[places].repeat(len(chunks))[:, None, None].expand_as(channel)
             assert torch.allclose(channel, expected, atol=1e-6)
         if found["steps"][number] == found["steps"][0]:
-            assert torch.allclose(found[f"call{number}/x"], found["noise"][places].repeat(len(chunks), 1, 1, 1), atol=1e-2)
+            assert torch.allclose(found[f"call{number}/x"], noise[places].repeat(len(chunks), 1, 1, 1), atol=1e-2)
         steps.setdefault(found["steps"][number], []).append(window)
     assert torch.isfinite(found["latents"]).all()
     for windows in steps.values():
