@@ -132,13 +132,17 @@ def _steps(row: LevelRow, counted: Sequence[bool]) -> list[bool]:
 
 
 def level_curve(rows: Sequence[LevelRow]) -> list[dict[str, float]]:
-    """For each level asked for, the mean of the levels delivered and their 10 % and 90 % quantiles."""
+    """For each level asked for, the mean of the levels delivered, its 95 % interval, and their 10 % and 90 % quantiles."""
     if not rows:
         return []
     table = np.array([row.delivered for row in rows], dtype=float)
     low, high = np.quantile(table, [0.1, 0.9], axis=0)
-    columns = zip(ASKED, table.mean(0), low, high, strict=True)
-    return [{"asked": asked, "mean": float(m), "low": float(a), "high": float(b)} for asked, m, a, b in columns]
+    means = [mean_figure(column.tolist()) for column in table.T]
+    columns = zip(ASKED, means, low, high, strict=True)
+    return [
+        {"asked": asked, "mean": m.value, "mean low": m.low, "mean high": m.high, "low": float(a), "high": float(b)}
+        for asked, m, a, b in columns
+    ]
 
 
 def confusions(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, int]]]:
