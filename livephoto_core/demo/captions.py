@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -105,27 +104,15 @@ def wrong_words(colour: str, name: str, rng: np.random.Generator) -> tuple[str, 
     return colours[rng.integers(len(colours))], names[rng.integers(len(names))]
 
 
-@dataclass(frozen=True)
-class Said:
-    """A caption taken apart: the motion, the content words for the thing or of the ball ("" if there are none), and the place."""
-
-    motion: str
-    thing: str
-    ball: str
-    place: str
-
-
-def read_caption(text: str) -> Said | None:
-    """What a text of the vocabulary says; None of any other."""
+def motion_said(text: str) -> str | None:
+    """The motion that a text of the vocabulary tells, whatever its content words; None of any other text."""
     colours, names = "|".join(COLOURS), "|".join((*SHAPES, *HELD_OUT_SHAPES, *ODD_NAMES))
-    thing, ball = f"(?P<thing>(?:(?:{colours}) )?(?:{names}))", f"(?P<ball>{colours})"
-    place = f"(?P<place> in a (?:{colours}) (?:{'|'.join(PLACES)}))?"
+    thing, place = f"(?:(?:{colours}) )?(?:{names})", f"(?: in a (?:{colours}) (?:{'|'.join(PLACES)}))?"
     for vocabulary in (TEMPLATES, UNSEEN):
         for motion, phrasings in vocabulary.items():
             for phrasing in phrasings:
-                if found := re.fullmatch(phrasing.replace("{thing}", thing).replace("{ball}", ball) + place, text):
-                    words = {name: value or "" for name, value in found.groupdict().items()}
-                    return Said(motion, words.get("thing", ""), words.get("ball", ""), words["place"])
+                if re.fullmatch(phrasing.replace("{thing}", thing).replace("{ball}", f"(?:{colours})") + place, text):
+                    return motion
     return None
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..demo.captions import read_caption
+from ..demo.captions import motion_said
 from ..demo.motions import SPEEDS, STILL
 from ..demo.scenes import Scene, render
 from ..errors import LivePhotoError
@@ -62,9 +62,9 @@ def motion_of(text: str) -> str:
     Raises:
         LivePhotoError: no phrasing of the vocabulary.
     """
-    if (said := read_caption(text)) is None:
+    if (motion := motion_said(text)) is None:
         raise LivePhotoError(f"the text {text!r} is no phrasing of the vocabulary: the renderer knows those of the suite alone")
-    return said.motion
+    return motion
 
 
 def truth_system(suite: Suite) -> System:
