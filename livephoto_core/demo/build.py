@@ -41,7 +41,7 @@ PATCH_SCENES = 500_000
 TEXT_STEPS = 600
 CAMERA_WORDS = ("camera", "pan", "panning", "zooming", "clockwise", "counterclockwise")
 TEST_STILLS = 96
-# with each frame's own noise alone a model as small as this trembles: level 1 then comes out as 6
+# with each frame's own noise alone a model as small as this trembles, which counts as motion
 SHARED_NOISE = 0.6
 COMPONENT_STILLS = 512
 

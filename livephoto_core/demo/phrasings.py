@@ -1,6 +1,7 @@
 """Many phrasings of each motion, put together from parts: a text encoder that saw four phrasings of a motion knows those by heart.
 
-None of UNSEEN is among them, nor one of those with another article: they measure what is understood beyond training's phrasings.
+None of UNSEEN is among them, and none that is added to TEMPLATES differs from one of UNSEEN by its article alone: those measure
+what is understood beyond training's phrasings.
 """
 
 from __future__ import annotations

@@ -8,17 +8,7 @@ import torch
 from einops import rearrange
 
 from ..demo.motions import CAMERA, SPEEDS, camera_path
-from .matching import (
-    STEP,
-    blur,
-    flattened,
-    matching_error,
-    monotone_path,
-    possible_travels,
-    share_left,
-    staying_error,
-    warp,
-)
+from .matching import STEP, blur, flattened, matching_error, monotone_path, possible_travels, share_left, staying_error, warp
 from .verdict import Fit
 
 SLID_BLURS = (0.0, 1.0)

@@ -326,6 +326,7 @@ def test_the_report(suite, perfect, tmp_path):
     assert read["suite"] == {"version": 1, "plan": "reduced", "fingerprint": suite.fingerprint, "first seed": 1000, **counts}
     assert read["confusion"]["unseen"]["snow"] == {"snow": 1}
     assert [point["asked"] for point in read["level curve"]] == list(range(1, 11))
+    assert all(point["mean low"] <= point["mean"] <= point["mean high"] for point in read["level curve"])
     assert len(read["clips"]) == 21 and len(read["levels"]) == 3
     table = (out / "report.md").read_text()
     assert "| text, right: unseen wording | 1.000 | 1.000 to 1.000 | 7 | 1.000 | at least 0.9 | yes |" in table
