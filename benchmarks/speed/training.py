@@ -6,23 +6,22 @@ from collections.abc import Callable
 
 import torch
 from einops import rearrange, repeat
-from torch import nn
 
 from livephoto_core.conditioning import even_levels
 from livephoto_core.config import NoiseSchedule
 from livephoto_core.encoding import encode_pictures
 from livephoto_core.schedule import add_noise, alphas_cumprod
+from livephoto_core.training.config import RunConfig
 from livephoto_core.training.model import Batch, TrainingModel
+from livephoto_core.training.trainer import make_optimizer
 
 from .systems import TEXT_TOKENS, VOCABULARY, Case, make_adapter, make_motion_unet, make_text_encoder, make_unet, make_vae
 
 TRAININGS = ("plain loop", "plain loop, cached latents", "livephoto")
 
 
-def _step(trained: list[nn.Parameter], loss: Callable[[], torch.Tensor]) -> Callable[[], float]:
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-
-    def step() -> float:
+def _step(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    def step() -> None:
         loss().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -34,7 +33,8 @@ def make_training(name: str, case: Case) -> Callable[[], object]:
     """An optimizer step on one clip, as a function without arguments.
 
     The base is frozen. "plain loop" encodes the clip's frames with the VAE in each step, as public AnimateDiff trainers do, and
-    trains the motion modules; "livephoto" reads latents and image tokens as from its cache, and trains all of the adapter.
+    trains the motion modules; "livephoto" reads latents and image tokens as from its cache, and trains all of the adapter with the
+    trainer's own optimizer.
     """
     state, adapter, text_encoder = make_unet(case).state_dict(), make_adapter(case), make_text_encoder(case)
     side, like = case.size // 8, {"device": case.device, "dtype": case.dtype}
@@ -50,7 +50,7 @@ def make_training(name: str, case: Case) -> Callable[[], object]:
         levels = even_levels(5, 1, case.frames).to(case.device)
         batch = Batch(latents, noise, times, ids, tokens, (rows, rows), levels, None, case.frames)
         model.to(case.device).train()
-        return _step(list(model.trained().values()), lambda: model(batch).mean())
+        return _step(make_optimizer(model, RunConfig()), lambda: model(batch).mean())
     unet = make_motion_unet(case, state, adapter).train()
     trained = [p for name, p in unet.named_parameters() if ".motion_modules." in name]
     for parameter in trained:
@@ -69,4 +69,4 @@ def make_training(name: str, case: Case) -> Callable[[], object]:
         output = unet(rearrange(noisy, "b f c h w -> b c f h w"), times, text).sample
         return (rearrange(output, "b c f h w -> b f c h w").float() - noise).square().mean()
 
-    return _step(trained, loss)
+    return _step(torch.optim.AdamW(trained), loss)

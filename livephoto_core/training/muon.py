@@ -46,7 +46,16 @@ def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW, and Muon in parameter groups with "orthogonal": True. Kernels [out, in, ...] count as matrices [out, in * ...]."""
+    """AdamW, and Muon in parameter groups with "orthogonal": True. Kernels [out, in, ...] count as matrices [out, in * ...].
+
+    `settings` are AdamW's own.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any):
+        # one pass over a weight and its moments: the passes of a plain AdamW are a good part of a step on a CPU
+        super().__init__(groups, fused=True, **settings)
+        # Muon neither unscales gradients nor skips those that overflow: the loss scaler of fp16 has to, as for a plain AdamW
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

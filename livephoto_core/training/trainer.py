@@ -67,6 +67,11 @@ def parameter_groups(model: TrainingModel, run: RunConfig) -> list[dict[str, Any
     ]
 
 
+def make_optimizer(model: TrainingModel, run: RunConfig) -> MuonAdamW:
+    """The run's optimizer of all that trains."""
+    return MuonAdamW(parameter_groups(model, run), betas=(0.9, 0.99), weight_decay=run.weight_decay)
+
+
 class Average:
     """Exponential moving average of named parameters (EMA), with a warm-up so that the random start is soon forgotten."""
 
@@ -325,7 +330,7 @@ def fit(
     model.train()
     # thin convolutions run faster so, on a CPU and on a GPU
     model.unet.to(memory_format=torch.channels_last)
-    optimizer = MuonAdamW(parameter_groups(model, run), betas=(0.9, 0.99), weight_decay=run.weight_decay)
+    optimizer = make_optimizer(model, run)
     model.to(accelerator.device)
     average = Average(model.trained(), run.ema)
     settings = fixed_settings(run, model, batches)

@@ -57,8 +57,25 @@ def test_other_groups_are_adamws():
     plain = torch.optim.AdamW(theirs, lr=RATE)
     for optimizer in (mixed, plain, mixed, plain):
         optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
     assert len(mixed.param_groups) == 2
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_a_loss_scaler_changes_no_step_and_skips_what_overflows(orthogonal):
+    (plain,), (scaled,) = parameters((32, 32)), parameters((32, 32))
+    MuonAdamW([{"params": [plain], "orthogonal": orthogonal}], lr=RATE).step()
+    optimizer = MuonAdamW([{"params": [scaled], "orthogonal": orthogonal}], lr=RATE)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    # gradients as a scaled loss makes them
+    scaled.grad = scaler.scale(scaled.grad)
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.allclose(plain, scaled, atol=1e-6)
+    before = scaled.detach().clone()
+    scaled.grad = torch.full_like(scaled, torch.inf)
+    scaler.step(optimizer)
+    assert torch.equal(scaled, before), "went along an infinite gradient"
 
 
 def test_only_matrices_of_hidden_layers_are_taken():
