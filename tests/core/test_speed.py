@@ -34,7 +34,8 @@ def test_benchmark_at_a_tiny_size(tmp_path):
     [training] = report["training"]
     assert len(training["systems"]) == 3
     assert all(found["clips_a_second"] > 0 and found["peak_memory"] > 2**26 for found in training["systems"].values())
-    assert all(entry["difference"] < 1e-4 for entry in report["ssim"])
+    for entry in report["ssim"]:
+        assert set(entry["difference"]) - {"compiled"} == {"livephoto"} and max(entry["difference"].values()) < 1e-4
     table = (tmp_path / "out" / "speed.md").read_text()
     assert "| 64x64x2, cfg 2, fp32, widths 64/64/64/64 | PIA (diffusers) |" in table
     assert "| plain loop, cached latents, 64x64x2, " in table
