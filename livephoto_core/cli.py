@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from . import __version__
 from .commands.bench import add_bench
 from .commands.guidance import LCM, add_guidance_options, guidance
+from .commands.process import keep_freed_memory
 from .errors import LivePhotoError
 
 USER_ERROR = 2
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for a user's mistake (one line on stderr), 130 when interrupted."""
     # before any library reads it: nothing is fetched at run time
     os.environ["HF_HUB_OFFLINE"] = "1"
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         # a terminal that lacks a letter of the user's text shows a question mark
         if isinstance(stream, io.TextIOWrapper):
