@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, Dinov2Model, PreTrainedTokenizerFast
 
 from ..checkpoint import CONFIG_KEY, opened, read_config, save_tensors
 from ..config import to_json
+from ..errors import LivePhotoError
 from ..files import atomic_folder, atomic_path
 from ..training.cache import CachedClips
 from ..training.run import token_ids_of
@@ -44,6 +45,7 @@ TEST_STILLS = 96
 # with each frame's own noise alone a model as small as this trembles, which counts as motion
 SHARED_NOISE = 0.6
 COMPONENT_STILLS = 512
+STILLS_AT_ONCE = 48
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def make_base(base: Path, steps: int) -> None:
     unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
     ids = token_ids_of(tokenizer, clips.captions, LENGTH)
     teach_words(text_encoder, ids[HELD_OUT:], TEXT_STEPS)
-    train_on_stills(unet, text_encoder, clips, ids, token_ids_of(tokenizer, [""], LENGTH)[0], HELD_OUT, steps, 48)
+    train_on_stills(unet, text_encoder, clips, ids, token_ids_of(tokenizer, [""], LENGTH)[0], HELD_OUT, steps, STILLS_AT_ONCE)
     parts = {"tokenizer": tokenizer, "scheduler": new_scheduler(), "text_encoder": text_encoder, "unet": unet}
     for name, part in parts.items():
         with atomic_folder(base / name) as folder:
@@ -226,7 +228,13 @@ def build(
     whole_steps: int,
     processes: int,
 ) -> None:
-    """All steps, one after the other."""
+    """All steps, one after the other.
+
+    Raises:
+        LivePhotoError: too few clips, no photo package, or what lies in `out` is another model's.
+    """
+    if clips < HELD_OUT + STILLS_AT_ONCE:
+        raise LivePhotoError(f"--clips is {clips}: use {HELD_OUT + STILLS_AT_ONCE} or more, thousands for a model that moves")
     base = out / "base"
     base.mkdir(parents=True, exist_ok=True)
     make_vae(base, vae_steps)
@@ -272,17 +280,20 @@ def main() -> None:
     parser.add_argument("--whole-steps", type=int, default=600)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    build(
-        options.out,
-        options.vae_steps,
-        options.patch_steps,
-        options.clips,
-        options.still_steps,
-        options.camera_steps,
-        options.steps,
-        options.whole_steps,
-        options.processes,
-    )
+    try:
+        build(
+            options.out,
+            options.vae_steps,
+            options.patch_steps,
+            options.clips,
+            options.still_steps,
+            options.camera_steps,
+            options.steps,
+            options.whole_steps,
+            options.processes,
+        )
+    except LivePhotoError as error:
+        raise SystemExit(f"build: {error}") from error
 
 
 if __name__ == "__main__":

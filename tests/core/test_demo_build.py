@@ -51,3 +51,10 @@ def test_one_command_makes_a_demo_that_animates(in_this_process, tmp_path, monke
     out = tmp_path / "clip.webp"
     assert main(["animate", str(tmp_path / "photo.png"), "camera pans left", "--steps", "2", *files, "-o", str(out)]) == 0
     assert read_clip(out).frames.shape == (16, 3, 64, 64)
+
+
+def test_too_few_clips_are_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["build", str(tmp_path / "demo"), "--clips", "71"])
+    with pytest.raises(SystemExit, match="--clips is 71: use 72 or more"):
+        build.main()
+    assert not (tmp_path / "demo").exists()
