@@ -9,9 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from livephoto_core.base import SD15_CONFIGS, load_base, load_image_encoder, load_single_file
-from livephoto_core.config import BaseShape, ContentShape, NoiseSchedule
+from livephoto_core.checkpoint import save_adapter
+from livephoto_core.cli import main
+from livephoto_core.config import AdapterConfig, BaseShape, ContentShape, MotionShape, NoiseSchedule, ReweightShape
+from livephoto_core.diffusers_host import base_shape
 from livephoto_core.encoding import decode, encode_photo, encode_text, photo_tokens, vae_factor
 from livephoto_core.errors import LivePhotoError
+from livephoto_core.media import read_clip
+from livephoto_core.media_write import write_picture
+from livephoto_core.model.adapter import LivePhotoAdapter
 
 CONTENT = ContentShape("tiny", image_size=64, patch_size=4, token_width=24, width=24, heads=2, head_width=8)
 
@@ -275,6 +281,30 @@ def test_single_file_as_ckpt(single_file, tiny_base_folder, tmp_path):
     torch.save({"state_dict": load_file(path), "global_step": 1}, checkpoint)
     base = load_single_file(checkpoint, tiny_base_folder / "tokenizer", configs)
     assert torch.equal(base.unet.conv_in.weight, models[0].conv_in.weight.half().float())
+
+
+def test_a_photo_is_animated_on_a_single_file(single_file, tiny_base_folder, tmp_path, monkeypatch):
+    path, configs, (unet, *_) = single_file
+    # the ones that ship are SD1.5's own, for gigabytes of weights
+    monkeypatch.setattr(load_single_file, "__defaults__", (configs,))
+    torch.manual_seed(0)
+    config = AdapterConfig(
+        base=base_shape(unet),
+        motion=MotionShape(heads=2, attention_blocks=1, max_frames=16),
+        content=CONTENT,
+        reweight=ReweightShape(layers=1, heads=2),
+        frames=2,
+        size=64,
+        ssim_thresholds=tuple(0.95 - 0.05 * n for n in range(9)),
+    )
+    save_adapter(LivePhotoAdapter(config), tmp_path / "adapter.safetensors")
+    write_picture(torch.rand(3, 80, 64), tmp_path / "photo.png")
+    out = tmp_path / "clip.webp"
+    files = {"base": path, "model": tmp_path / "adapter.safetensors", "out": out}
+    files |= {name.replace("_", "-"): tiny_base_folder / name for name in ("tokenizer", "image_encoder")}
+    options = [part for name, file in files.items() for part in (f"--{name}", str(file))]
+    assert main(["animate", str(tmp_path / "photo.png"), "the camera pans left", "--steps", "2", *options]) == 0
+    assert read_clip(out).frames.shape == (2, 3, 64, 64)
 
 
 def test_v_prediction_in_a_single_file(single_file, tiny_base_folder, tmp_path):
