@@ -11,7 +11,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,14 +32,11 @@ from .clips import ClipSet
 from .encode import encode_clip, load_encoders
 from .photos import package_photos
 from .phrasings import phrasings
+from .source import ProceduralSource
 from .sprites import HELD_OUT_SHAPES, SHAPES
 
 # the first clips of a cache, of scenes that are not trained on: validation's
 HELD_OUT = 24
-# most of the clips: what a thing does is small in the picture, and learnt late
-THING_SHARE = 0.6
-# a model that saw a dozen shapes on their photographs alone did far worse on others
-ODD_SHARE, MIRROR_SHARE = 0.65, 0.5
 
 
 def training_clips() -> ClipSet:
@@ -98,11 +94,10 @@ def make_cache(encoders: Path, out: Path, count: int, processes: int) -> None:
 def make_share(encoders: Path, out: Path, count: int, process: int, processes: int) -> None:
     """One process's share of a cache."""
     vae, patches = load_encoders(encoders)
-    varied = {"odd_share": ODD_SHARE, "mirror_share": MIRROR_SHARE}
-    train = replace(training_clips(), thing_share=THING_SHARE, templates=phrasings(), **varied)
-    test = held_out_clips(THING_SHARE)
+    source = ProceduralSource(package_photos(), count, HELD_OUT)
     torch.set_num_threads(1)
-    fill_shards(out, count, lambda i: encode_clip(test if i < HELD_OUT else train, i, vae, patches), process, processes)
+
+    fill_shards(out, count, lambda index: encode_clip(source.sample(index), vae, patches), process, processes)
 
 
 def main() -> None:

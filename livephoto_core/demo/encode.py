@@ -13,14 +13,11 @@ from ..data.clips import ClipSample
 from ..training.cache import EncodedClip
 from ..training.encode import encode_sample
 from .base import content_shape
-from .clips import ClipSet
 
 
-def encode_clip(clips: ClipSet, index: int, vae: AutoencoderKL, patches: Dinov2Model) -> EncodedClip:
-    """Clip `index`, its level measured on its VAE reconstruction, which is what a user of the demo will see."""
-    clip = clips.clip(index)
-    sample = ClipSample(clip.frames, clip.caption, str(index))
-    return encode_sample(sample, vae, patches, content_shape(clips.size), "reconstruction")
+def encode_clip(sample: ClipSample, vae: AutoencoderKL, patches: Dinov2Model) -> EncodedClip:
+    """A clip, its level measured on its VAE reconstruction, which is what a user of the demo will see."""
+    return encode_sample(sample, vae, patches, content_shape(sample.frames.shape[-1]), "reconstruction")
 
 
 def load_encoders(folder: Path) -> tuple[AutoencoderKL, Dinov2Model]:

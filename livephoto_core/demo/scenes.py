@@ -128,7 +128,7 @@ def speed_for(scene: Scene, dissimilarity: float, frames: int, size: int, rounds
     speed, power = math.sqrt(slowest * fastest), 1.3
     last: tuple[float, float] | None = None
     for _ in range(rounds):
-        found = 1 - float(clip_ssim(render(scene, speed, frames, size)[-frames // 2 :]))
+        found = 1 - float(clip_ssim(render(scene, speed, frames, size)[min(-2, -frames // 2) :]))
         point = (math.log(speed), math.log(max(found, 1e-4)))
         if last is not None and abs(point[0] - last[0]) > 1e-3:
             power = min(3.0, max(0.5, (point[1] - last[1]) / (point[0] - last[0])))

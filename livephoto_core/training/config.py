@@ -17,7 +17,10 @@ AS_THE_ADAPTER_SAYS = -1.0
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where clips come from. kind: "folder" (clips and a CSV), "webdataset" (.tar shards) or "cache" (made before).
+    """Where clips come from. kind: "folder" (clips and a CSV), "webdataset" (.tar shards), "procedural" (drawn over still
+    photographs, in the demo's motions and phrasings) or "cache" (made before).
+
+    Of "procedural" there are `clips` clips; `path` is then a folder of photographs, empty for those of the photo packages.
 
     `held_out` clips, the first of the source, are kept from training for the validation figures. `intensity_from` says on what
     the level is measured: "frames", or their VAE "reconstruction", which a small VAE needs, since it is what a user will see. A
@@ -37,6 +40,7 @@ class DataConfig:
     path: str = ""
     csv: str = ""
     cache: str = ""
+    clips: int = 4096
     held_out: int = 32
     intensity_from: str = "frames"
     intensity_measure: str = ""
@@ -291,8 +295,10 @@ def _check(run: RunConfig) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
-    if data.kind not in ("folder", "webdataset", "cache"):
-        raise LivePhotoError(f"data.kind is {data.kind!r}; use 'folder', 'webdataset' or 'cache'")
+    if data.kind not in ("folder", "webdataset", "procedural", "cache"):
+        raise LivePhotoError(f"data.kind is {data.kind!r}; use 'folder', 'webdataset', 'procedural' or 'cache'")
+    if data.clips < 1:
+        raise LivePhotoError(f"data.clips is {data.clips}; use 1 or more, thousands to train on")
     check_intensity_source("data.intensity_from", data.intensity_from)
     if data.intensity_measure:
         check_intensity_measure("data.intensity_measure", data.intensity_measure)
@@ -303,7 +309,7 @@ def _check_data(data: DataConfig) -> None:
     for word, times in data.repeats.items():
         if times < 1 or times % 1:
             raise LivePhotoError(f"data.repeats.{word} is {times:g}; use a whole number from 1, how many times an epoch")
-    if not data.path:
+    if not data.path and data.kind != "procedural":
         raise LivePhotoError("data.path is ''; name the folder of clips, the shards or the cache to train on")
 
 

@@ -19,10 +19,10 @@ from ..animatediff import load_motion, motion_shape_of
 from ..base import Base, load_base
 from ..checkpoint import load_adapter, read_config
 from ..config import AdapterConfig, MotionShape
-from ..data.clips import ClipSample, Skipped, Window, report
+from ..data.clips import ClipSample, Skipped, Source, Window, report
 from ..data.folder import FolderSource
-from ..data.shards import ShardSource
 from ..data.source import open_source
+from ..demo.source import ProceduralSource, photos_at
 from ..diffusers_host import base_shape, check_fit
 from ..encoding import text_length
 from ..errors import LivePhotoError
@@ -69,17 +69,38 @@ def encoding_of(base: Base, config: AdapterConfig) -> dict[str, Any]:
     }
 
 
-def origin_of(run: RunConfig, config: AdapterConfig, source: FolderSource | ShardSource) -> dict[str, Any]:
-    """Which clips a cache is of: the data section's values, the measure, and names, sizes and times of the CSV or the shards."""
-    files = [source.csv] if isinstance(source, FolderSource) else source.shards
-    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+def open_clips(data: DataConfig, config: AdapterConfig) -> Source:
+    """The clips that a run is to encode, cut as its adapter takes them.
+
+    Raises:
+        LivePhotoError: they, or the photographs to draw them over, are not there.
+    """
+    if data.kind == "procedural":
+        return ProceduralSource(photos_at(data.path), data.clips, min(data.held_out, data.clips // 10), config.frames, config.size)
+    window = Window(config.frames, config.frame_stride, config.size)
+    return open_source(data.path, window, data.kind, data.csv or None)
+
+
+def origin_of(run: RunConfig, config: AdapterConfig, source: Source) -> dict[str, Any]:
+    """Which clips a cache is of: the data section's values, the measure, and what tells the source from another."""
+    if isinstance(source, ProceduralSource):
+        named: tuple[str, Any] = ("the photographs and captions", source.told_by())
+    elif isinstance(source, FolderSource):
+        named = ("the CSV", _stamps([source.csv]))
+    else:
+        named = ("the shards", _stamps(source.shards))
     return {
         "data.kind": run.data.kind,
-        "data.path": str(Path(run.data.path).resolve()),
+        "data.path": str(Path(run.data.path).resolve()) if run.data.path else "",
         "data.intensity_from": run.data.intensity_from,
         "data.intensity_measure": config.intensity_measure,
-        "the CSV" if run.data.kind == "folder" else "the shards": hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16],
+        **({"data.clips": source.count, "data.held_out": source.held_out} if isinstance(source, ProceduralSource) else {}),
+        named[0]: hashlib.sha256(json.dumps(named[1]).encode()).hexdigest()[:16],
     }
+
+
+def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, device: torch.device) -> None:
@@ -90,8 +111,7 @@ def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, 
     """
     from tqdm import tqdm
 
-    window = Window(config.frames, config.frame_stride, config.size)
-    source = open_source(run.data.path, window, run.data.kind, run.data.csv or None)
+    source = open_clips(run.data, config)
     made_from = {**origin_of(run, config, source), **encoding_of(base, config)}
     manifest = read_manifest(folder) or Manifest()
     if not manifest.made_from and any(folder.glob("clips-*.safetensors")):

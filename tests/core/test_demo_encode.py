@@ -9,6 +9,7 @@ from einops import rearrange
 
 from livephoto_core import training
 from livephoto_core.commands.model_files import DEMO_FOLDER
+from livephoto_core.data.clips import ClipSample
 from livephoto_core.demo import clip_cache
 from livephoto_core.demo.base import content_shape
 from livephoto_core.demo.clips import ClipSet
@@ -34,7 +35,8 @@ def test_a_clip_is_encoded_with_the_level_of_what_the_vae_shows():
     clips = ClipSet([Photo("noise", (255 * noise).byte())], SHAPES, frames=3)
     vae, patches = new_vae().eval(), new_patch_encoder().eval()
     vae.register_to_config(scaling_factor=0.5)
-    clip, encoded = clips.clip(0), encode_clip(clips, 0, vae, patches)
+    clip = clips.clip(0)
+    encoded = encode_clip(ClipSample(clip.frames, clip.caption, "0"), vae, patches)
     assert encoded.latents.shape == (3, 12, 16, 16) and encoded.caption == clip.caption
     tokens, grid = photo_tokens(patches, clip.frames[:1], content_shape())
     assert torch.equal(encoded.tokens, tokens[0]) and encoded.grid == grid == (16, 16)

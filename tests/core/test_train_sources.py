@@ -15,7 +15,9 @@ import livephoto_core
 from livephoto_core.checkpoint import load_adapter, read_config
 from livephoto_core.cli import main
 from livephoto_core.config import from_dict
-from livephoto_core.media_write import write_clip
+from livephoto_core.demo.source import ProceduralSource, photos_at
+from livephoto_core.errors import LivePhotoError
+from livephoto_core.media_write import write_clip, write_picture
 from livephoto_core.model.adapter import LivePhotoAdapter
 from livephoto_core.training.cache import CachedClips
 from livephoto_core.training.config import load_run
@@ -74,6 +76,42 @@ def test_shards_are_trained_on_and_logged(trained, tiny_adapter_file):
     held_out = clips.latents([0])
     expected = float((held_out[:, :1] - held_out).square().mean())
     assert log.Scalars("validation/repeat")[0].value == pytest.approx(expected, rel=1e-4)
+
+
+def test_procedural_clips_are_drawn_and_trained_on(trained, tiny_adapter_file, tmp_path, capsys):
+    config = read_config(tiny_adapter_file)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for number in range(10):
+        blocks = torch.rand(3, 8, 10, generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+        write_picture(blocks, pictures / f"{number}.png")
+    data = {"kind": "procedural", "path": str(pictures), "clips": 24, "held_out": 2}
+    folder = trained(start_adapter=str(tiny_adapter_file), data=data)
+    clips = CachedClips(folder / "cache")
+    assert len(clips) == 24 and clips.latent_shape[0] == config.frames
+    source = ProceduralSource(photos_at(str(pictures)), 24, 2, config.frames, config.size)
+    assert clips.captions == [sample.caption for sample in source]
+    assert torch.equal(next(source.after(7)).frames, source.sample(7).frames)
+    shown = {photo.name for photo in source.photos[0]}
+    assert shown and shown.isdisjoint(photo.name for photo in source.photos[1])
+    # another number of clips is another set
+    values = json.loads((tmp_path / "run.yaml").read_text())
+    values |= {"out": str(tmp_path / "other"), "data": {**data, "clips": 25, "cache": str(folder / "cache")}}
+    (tmp_path / "again.yaml").write_text(json.dumps(values))
+    capsys.readouterr()
+    assert main(["train", str(tmp_path / "again.yaml")]) == 2
+    assert "data.clips" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pictures", [0, 3])
+def test_too_few_photographs_to_draw_over(pictures, tmp_path):
+    for number in range(pictures):
+        write_picture(torch.rand(3, 64, 64), tmp_path / f"{number}.png")
+    with pytest.raises(LivePhotoError, match=f"holds {pictures} photographs .*give 8 or more"):
+        photos_at(str(tmp_path))
+    with pytest.raises(LivePhotoError, match="is not a folder"):
+        photos_at(str(tmp_path / "none"))
 
 
 def test_a_run_starts_from_animatediffs_motion_modules(trained, tiny_adapter_file, randomised, tmp_path):

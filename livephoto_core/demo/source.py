@@ -1,0 +1,77 @@
+"""The procedural clips as a source to train on: `livephoto train` with data.kind "procedural"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..data.clips import ClipSample
+from ..errors import LivePhotoError
+from .clips import ClipSet
+from .photos import Photo, load_photos, package_photos, split_photos
+from .phrasings import phrasings
+from .sprites import HELD_OUT_SHAPES, SHAPES
+
+# most of the clips: what a thing does is small in the picture, and learnt late
+THING_SHARE = 0.6
+# a model that saw a dozen shapes on their photographs alone did far worse on others
+ODD_SHARE, MIRROR_SHARE = 0.65, 0.5
+# the least that leaves one to hold out
+LEAST_PHOTOS = 8
+
+
+def photos_at(folder: str) -> tuple[list[Photo], list[Photo]]:
+    """(training, held-out) photographs of a folder and those in it, or of the installed photo packages where it is empty.
+
+    Raises:
+        LivePhotoError: no such folder, too few photographs, or one that cannot be read; no photo package.
+    """
+    if not folder:
+        return package_photos()
+    if not Path(folder).is_dir():
+        raise LivePhotoError(f"{folder} is not a folder: give one with photographs, or none for those of the photo packages")
+    photos = load_photos([Path(folder)])
+    train, test = split_photos(photos) if len(photos) >= LEAST_PHOTOS else ([], [])
+    if not train or not test:
+        raise LivePhotoError(
+            f"{folder} holds {len(photos)} photographs that are unlike enough to hold some out: give {LEAST_PHOTOS} or more, of "
+            "different things, still and neither line art nor nearly black"
+        )
+    return train, test
+
+
+class ProceduralSource:
+    """Clips of `frames` frames of `size` pixels, drawn by their number: the same on every machine and in any order.
+
+    The first `held_out` of the `count` are of photographs and shapes that the others never show.
+
+    photos: (training, held-out), as of `photos_at`.
+    """
+
+    def __init__(
+        self, photos: tuple[list[Photo], list[Photo]], count: int, held_out: int, frames: int = 16, size: int = 64
+    ) -> None:
+        self.photos, self.count, self.held_out = photos, count, held_out
+        common = {"frames": frames, "size": size, "thing_share": THING_SHARE}
+        varied = {"odd_share": ODD_SHARE, "mirror_share": MIRROR_SHARE, "templates": phrasings()}
+        self._train = ClipSet(photos[0], SHAPES, **common, **varied)
+        self._test = ClipSet(photos[1], HELD_OUT_SHAPES, seed=1, **common)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[ClipSample]:
+        return self.after(0)
+
+    def after(self, count: int) -> Iterator[ClipSample]:
+        """What comes after the first `count` clips, which are not drawn."""
+        return map(self.sample, range(count, self.count))
+
+    def told_by(self) -> list[object]:
+        """What tells these clips from others of as many, as plain values: the photographs' names, and the captions' phrasings."""
+        return [[[photo.name for photo in part] for part in self.photos], phrasings()]
+
+    def sample(self, index: int) -> ClipSample:
+        """Clip `index`."""
+        clip = (self._test if index < self.held_out else self._train).clip(index)
+        return ClipSample(clip.frames, clip.caption, f"clip {index}")
