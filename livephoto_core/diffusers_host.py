@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .conditioning import ClipCondition, check_condition, stem_channels
 from .config import BaseShape, content_sites
-from .diffusers_text import TextOnce
+from .diffusers_text import TextOnce, Weighing
 from .errors import LivePhotoError
 from .fit import check_fit
 from .model.adapter import LivePhotoAdapter
@@ -75,7 +75,8 @@ class DiffusersHost:
     with frames in the batch dimension, clip by clip: sample [(b f), C, h, w], text [(b f), L, D].
 
     Without gradients, the keys and values of a text are kept from call to call while the condition stays: give the same tensor
-    at each step, and set the condition again after changing it or the UNet's weights.
+    at each step, and set the condition again after changing it or the UNet's weights. Of a text that `weigh` made, they are
+    computed once for all frames.
 
     image_strength scales stem and content attention, motion_strength the motion modules; 1 is as trained.
     """
@@ -87,6 +88,7 @@ class DiffusersHost:
         self.unet, self.adapter = unet, adapter
         self._call = _Call(image_strength, motion_strength)
         self._handles: list[Any] = []
+        self._weighing = Weighing()
         # made once: a compiled UNet runs on for as long as it meets the same ones
         self._hooks, self._texts = self._all_hooks(), self._all_texts()
 
@@ -135,6 +137,7 @@ class DiffusersHost:
             handle.remove()
         for text in self._texts:
             text.give_way()
+        self._weighing.forget()
         self._handles = []
 
     @contextmanager
@@ -146,6 +149,7 @@ class DiffusersHost:
         finally:
             self._call.condition, self._call.photo = None, {}
             self._forget_text()
+            self._weighing.forget()
 
     def condition(self, condition: ClipCondition) -> None:
         """As `conditioned`, until the next call; training needs it, where the backward pass runs the hooks again."""
@@ -153,6 +157,16 @@ class DiffusersHost:
         self._call.condition = condition
         self._call.photo = self.adapter.photo_keys_values(condition.tokens, condition.grid)
         self._forget_text()
+
+    def weigh(self, text: torch.Tensor, weights: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
+        """A text a frame [(b f), L, D], as `model.reweight.apply_weights` makes it, for the next calls of the UNet.
+
+        Args:
+            text: [B, L, D].
+            weights: [B, F, L].
+            strength: 1 is as learnt, 0 is off.
+        """
+        return self._weighing.weigh(text, weights, strength)
 
     def _forget_text(self) -> None:
         for text in self._texts:
@@ -176,7 +190,7 @@ class DiffusersHost:
 
     def _all_texts(self) -> list[TextOnce]:
         spatial = (self.unet.get_submodule(name) for name in content_sites(self.adapter.config.base))
-        return [TextOnce(block.attn2) for transformer in spatial for block in transformer.transformer_blocks]
+        return [TextOnce(block.attn2, self._weighing) for transformer in spatial for block in transformer.transformer_blocks]
 
 
 @dataclass(eq=False)

@@ -20,7 +20,6 @@ from .intensity import check_level
 from .inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_noise, prior_weights
 from .media import FITS, fit_image
 from .model.adapter import LivePhotoAdapter
-from .model.reweight import apply_weights
 from .noise import share_noise
 from .schedule import betas
 
@@ -196,7 +195,7 @@ class LivePhoto:
         """[(branches frames), L, D]: the text, or with guidance the negative text and the text."""
         texts = [settings.text] if settings.cfg == 1 else [settings.negative, settings.text]
         text = encode_text(self.base, texts)
-        return apply_weights(text, self.adapter.reweight(text, settings.frames), settings.reweight)
+        return self.host.weigh(text, self.adapter.reweight(text, settings.frames), settings.reweight)
 
     @torch.no_grad()
     def denoise(

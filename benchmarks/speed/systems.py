@@ -21,6 +21,7 @@ from livephoto_core.config import AdapterConfig, BaseShape, NoiseSchedule
 from livephoto_core.diffusers_host import DiffusersHost
 from livephoto_core.encoding import decode_latents, encode_pictures
 from livephoto_core.model.adapter import LivePhotoAdapter
+from livephoto_core.model.reweight import apply_weights
 from livephoto_core.pipeline import LivePhoto, Settings, make_sampler
 
 SYSTEMS = ("plain", "animatediff", "pia", "livephoto")
@@ -137,7 +138,9 @@ class Systems:
         state = make_unet(case).state_dict()
         self.adapter = adapter = make_adapter(case) if set(names) != {"plain"} else None
         self.latents = torch.randn(1, case.frames, 4, side, side, **like)
-        self.text = torch.randn(case.branches * case.frames, TEXT_TOKENS, TEXT_WIDTH, **like)
+        self.words = torch.randn(case.branches, TEXT_TOKENS, TEXT_WIDTH, **like)
+        self.weights = torch.rand(case.branches, case.frames, TEXT_TOKENS, **like)
+        self.text = apply_weights(self.words, self.weights)
         self.time = torch.tensor(500, device=case.device)
         self.photo = torch.rand(1, 3, case.size, case.size, **like)
         self.parts = {}
@@ -158,6 +161,7 @@ class Systems:
             self.condition = ClipCondition(self.latents[:, 0], tokens, (rows, rows), levels)
             with torch.no_grad():
                 self.host.condition(self.condition.repeated(case.branches))
+            self.text = self.host.weigh(self.words, self.weights)
 
     @torch.no_grad()
     def step(self, name: str, latents: torch.Tensor | None = None, text: torch.Tensor | None = None) -> torch.Tensor:
@@ -192,6 +196,7 @@ class Systems:
             settings = Settings(TEXT, frames=case.frames, size=case.size, steps=steps, cfg=case.cfg)
             frames = LivePhoto(base, self.adapter).animate(self.photo[0], settings)
             self.host.attach()
+            self.text = self.host.weigh(self.words, self.weights)
             return frames
         text = repeat(encoders.texts(case.branches), "t l d -> (t f) l d", f=case.frames)
         if name == "pia":

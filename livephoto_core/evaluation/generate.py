@@ -12,7 +12,6 @@ from ..conditioning import ClipCondition
 from ..encoding import adapter_tokens, decode, encode_photo, encode_text
 from ..errors import LivePhotoError
 from ..inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_noise
-from ..model.reweight import apply_weights
 from ..pipeline import SAMPLERS, LivePhoto, check_cfg, check_sampler, guidance_scales
 
 # photos [B, 3, S, S], texts, levels, seeds -> clips [B, F, 3, S, S] in 0..1 on the CPU
@@ -56,7 +55,7 @@ def batch_generator(model: LivePhoto, sampling: BatchSampling) -> Generate:
             noise = prior_noise(noise, inverted, sampling.prior_start, sampling.prior_end)
         branches = 1 if sampling.cfg == 1 else 2
         text = encode_text(base, [*[""] * len(texts) * (branches - 1), *texts])
-        text = apply_weights(text, adapter.reweight(text, config.frames))
+        text = model.host.weigh(text, adapter.reweight(text, config.frames))
         model.host.image_strength = model.host.motion_strength = 1.0
         scales = guidance_scales(sampling.min_cfg, sampling.cfg, config.frames)
         x = model.denoise(noise, condition, text, sampling.steps, scales, sampling.sampler, generators)

@@ -12,7 +12,6 @@ from ..conditioning import ClipCondition
 from ..config import NoiseSchedule
 from ..diffusers_host import DiffusersHost
 from ..model.adapter import LivePhotoAdapter
-from ..model.reweight import apply_weights
 from ..schedule import add_noise, alphas_cumprod, prediction_target
 
 
@@ -155,7 +154,7 @@ class TrainingModel(nn.Module):
         noisy = add_noise(latents, batch.noise, kept)
         wanted = prediction_target(latents, batch.noise, kept, self.prediction)
         text, weights = self.weigh_text(batch)
-        error = (self.predict(batch, noisy, reference, apply_weights(text, weights)).float() - wanted).square()
+        error = (self.predict(batch, noisy, reference, self.host.weigh(text, weights)).float() - wanted).square()
         stress = self.loss_weights
         error = error * motion_weights(latents, reference, stress.motion)
         error = error * first_frame_weights(places, stress.first_frame)

@@ -17,7 +17,6 @@ from ..checkpoint import save_adapter
 from ..config import to_json
 from ..errors import LivePhotoError
 from ..files import atomic_parts, atomic_path
-from ..model.reweight import apply_weights
 from ..schedule import add_noise, clean_and_noise
 from .batches import Batches, one_ahead
 from .config import RunConfig, without_folders
@@ -240,7 +239,7 @@ def validation_errors(
             batch = batches.fixed(chosen, timestep).to(model.alphas.device)
             kept = kept_at(model.alphas, batch.timesteps)
             noisy = add_noise(batch.latents, batch.noise, kept)
-            output = model.predict(batch, noisy, batch.latents[:, 0], apply_weights(*model.weigh_text(batch)))
+            output = model.predict(batch, noisy, batch.latents[:, 0], model.host.weigh(*model.weigh_text(batch)))
             found, _ = clean_and_noise(noisy, output.float(), kept, model.prediction)
             totals[f"x0_{timestep}"] += len(chosen) * float((found - batch.latents).square().mean())
         totals["repeat"] += len(chosen) * float((batch.latents[:, :1] - batch.latents).square().mean())

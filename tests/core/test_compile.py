@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 
 from livephoto_core.diffusers_host import DiffusersHost
 from livephoto_core.model.adapter import LivePhotoAdapter
+from livephoto_core.model.reweight import apply_weights
 
 
 @pytest.fixture
@@ -30,18 +31,21 @@ def small_unet():
 def clip(host, condition, text, sample):
     """The outputs of two steps."""
     with torch.no_grad(), host, host.conditioned(condition):
-        return [host.unet(sample, torch.tensor(step), text).sample for step in (300, 100)]
+        frames = text()
+        return [host.unet(sample, torch.tensor(step), frames).sample for step in (300, 100)]
 
 
 @pytest.mark.slow
-def test_compiled_unet(small_unet, tiny_config, randomised, tiny_condition):
+@pytest.mark.parametrize("weighed", [False, True])
+def test_compiled_unet(weighed, small_unet, tiny_config, randomised, tiny_condition):
     base = dataclasses.replace(tiny_config.base, block_channels=(16,), block_attention=(False,))
     motion = dataclasses.replace(tiny_config.motion, attention_blocks=1)
     adapter = randomised(LivePhotoAdapter(dataclasses.replace(tiny_config, base=base, motion=motion)))
     host, generator = DiffusersHost(small_unet, adapter), torch.Generator().manual_seed(7)
-    texts = torch.randn(2, 4, 5, 24, generator=generator)
+    words, weights = torch.randn(2, 1, 5, 24, generator=generator), torch.rand(2, 1, 4, 5, generator=generator)
+    texts = [lambda n=n: (host.weigh if weighed else apply_weights)(words[n], weights[n]) for n in range(2)]
     samples = torch.randn(2, 4, 4, 8, 8, generator=generator)
-    inputs = [(tiny_condition(seed=number), texts[number].clone(), samples[number]) for number in range(2)]
+    inputs = [(tiny_condition(seed=number), texts[number], samples[number]) for number in range(2)]
     expected = [clip(host, *given) for given in inputs]
     assert (expected[0][0] - expected[1][0]).abs().max() > 1e-2
     counters.clear()

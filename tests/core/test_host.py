@@ -13,6 +13,7 @@ from livephoto_core.config import AdapterConfig
 from livephoto_core.diffusers_host import DiffusersHost, base_shape, check_fit, grid_of
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.model.adapter import LivePhotoAdapter
+from livephoto_core.model.reweight import apply_weights
 
 
 def inputs(clips=1, frames=4, seed=7):
@@ -180,6 +181,50 @@ def test_text_is_never_kept_with_gradients(tiny_unet, tiny_adapter, tiny_conditi
             tiny_unet(sample, step, text).sample.sum().backward()
     assert len(shapes) == 2
     assert text.grad.abs().max() > 0
+
+
+def weighed(clips, frames=4):
+    """Words [B, L, D] and their weights [B, F, L]."""
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(clips, 5, 24, generator=generator), torch.rand(clips, frames, 5, generator=generator)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
+def test_words_are_projected_once_for_all_frames(tiny_unet, tiny_adapter, tiny_condition, strength):
+    shapes, (sample, step, _) = watched_text(tiny_unet), inputs(2)
+    host = DiffusersHost(tiny_unet, tiny_adapter)
+    words, weights = weighed(2)
+    with host, torch.no_grad():
+        text = host.weigh(words, weights, strength)
+        assert torch.equal(text, apply_weights(words, weights, strength))
+        with host.conditioned(tiny_condition(2)):
+            found = [call(tiny_unet, (sample, at, text)) for at in (step, step)]
+            assert shapes == [words.shape]
+            # the same values, of which no words are known
+            plain = call(tiny_unet, (sample, step, text.clone()))
+        assert shapes == [words.shape, text.shape]
+        for output in found:
+            assert (output - plain).abs().max() < 1e-5
+        with host.conditioned(tiny_condition(2)):
+            call(tiny_unet, (sample, step, text))
+        assert shapes[2:] == [text.shape], "went on with the words of a sampling that is over"
+
+
+def test_words_and_weights_learn_as_through_the_text_of_each_frame(tiny_unet, tiny_adapter, tiny_condition):
+    sample, step, _ = inputs(2)
+    host = DiffusersHost(tiny_unet, tiny_adapter)
+    learnt = []
+    for of_words in (True, False):
+        words, weights = (x.requires_grad_() for x in weighed(2))
+        text = host.weigh(words, weights) if of_words else apply_weights(words, weights)
+        key = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight.requires_grad_()
+        key.grad = None
+        with host, host.conditioned(tiny_condition(2)):
+            tiny_unet(sample, step, text).sample.square().sum().backward()
+        learnt.append((words.grad, weights.grad, key.grad))
+    for ours, plain in zip(*learnt, strict=True):
+        assert plain.abs().max() > 0
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
 
 
 class Doubled(AttnProcessor2_0):
