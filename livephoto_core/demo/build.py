@@ -251,9 +251,11 @@ def build(
             batch=4,
             frames_per_clip=0,
             learning_rate=6e-4,
-            motion_weight=0.5,
+            decay_from=0.3,
+            motion_weight=0.8,
             first_frame_weight=6.0,
             word_penalty=0.002,
+            repeats=thing_repeats(),
         ),
     )
     cache, start, adapter = base / "cache", base, None
@@ -277,7 +279,7 @@ def main() -> None:
     parser.add_argument("--still-steps", type=int, default=120)
     parser.add_argument("--steps", type=int, default=APART.steps)
     parser.add_argument("--camera-steps", type=int, default=700)
-    parser.add_argument("--whole-steps", type=int, default=600)
+    parser.add_argument("--whole-steps", type=int, default=2000)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     try:

@@ -15,6 +15,7 @@ import livephoto_core
 from livephoto_core.checkpoint import load_adapter, read_config
 from livephoto_core.cli import main
 from livephoto_core.config import from_dict
+from livephoto_core.demo.phrasings import phrasings
 from livephoto_core.demo.source import ProceduralSource, photos_at
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.media_write import write_clip, write_picture
@@ -24,6 +25,7 @@ from livephoto_core.training.config import load_run
 from livephoto_core.training.trainer import Average
 
 CLIPS, CAPTION = 12, "the camera pans left"
+RECIPES = Path(livephoto_core.__file__).parent / "training" / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +127,17 @@ def test_a_run_starts_from_animatediffs_motion_modules(trained, tiny_adapter_fil
         assert torch.allclose(taken[name], tensor, atol=1e-3), name
 
 
+@pytest.mark.parametrize("name", ["things", "further", "longer"])
+def test_the_demos_recipes_go_on_from_the_demo(name, monkeypatch):
+    monkeypatch.chdir(RECIPES.parents[2])
+    run = load_run(RECIPES / f"demo_{name}.toml")
+    assert Path(run.base).is_dir() and Path(run.start_adapter).is_file() and not run.freeze_base
+    assert run.shared_noise == read_config(run.start_adapter).shared_noise
+    assert set(run.data.repeats) <= {word for texts in phrasings().values() for text in texts for word in text.split()}
+
+
 def test_the_recipe_for_sd15_is_the_papers():
-    run = load_run(Path(livephoto_core.__file__).parent / "training" / "recipes" / "sd15.toml")
+    run = load_run(RECIPES / "sd15.toml")
     assert run.freeze_base and run.text_drop == 0.5 and run.optimizer == "adamw" and run.shared_noise == -1
     assert (run.motion_weight, run.first_frame_weight, run.padding_penalty, run.word_penalty) == (0, 1, 0, 0)
     assert run.adapter.schedule.kind == "linear" and run.adapter.shared_noise == 0
