@@ -161,6 +161,8 @@ class DiffusersHost:
     def weigh(self, text: torch.Tensor, weights: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
         """A text a frame [(b f), L, D], as `model.reweight.apply_weights` makes it, for the next calls of the UNet.
 
+        It is known again by being the same tensor: do not change it in place.
+
         Args:
             text: [B, L, D].
             weights: [B, F, L].

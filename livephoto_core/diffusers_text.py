@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .model.attention import attend, heads_first
-from .model.reweight import apply_weights
+from .model.reweight import scale_words, word_factors
 
 
 @dataclass(eq=False)
@@ -20,22 +20,36 @@ class Weighing:
 
     frames: torch.Tensor | None = None
     words: torch.Tensor | None = None
-    weights: torch.Tensor | None = None
-    strength: float = 1.0
+    factors: torch.Tensor | None = None
 
     def weigh(self, text: torch.Tensor, weights: torch.Tensor, strength: float) -> torch.Tensor:
         """As `apply_weights`."""
-        self.frames, self.words, self.weights = apply_weights(text, weights, strength), text, weights
-        self.strength = strength
+        self.words, self.factors = text, word_factors(weights, strength)
+        self.frames = scale_words(text, self.factors)
         return self.frames
 
     def forget(self) -> None:
         """Let the text go."""
-        self.frames = self.words = self.weights = None
+        self.frames = self.words = self.factors = None
 
-    def words_of(self, text: torch.Tensor) -> torch.Tensor | None:
-        """The words [B, L, D] of a text a frame, if it is the one that was weighed."""
-        return self.words if text is self.frames else None
+
+class _Kept(NamedTuple):
+    """A text with its keys and values, [(b f), L, C], or of its words [B, L, C] and then to be scaled by `factors` [B, F, L]."""
+
+    text: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    factors: torch.Tensor | None
+
+    def of_frames(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.factors is None:
+            return self.keys, self.values
+        return scale_words(self.keys, self.factors), scale_words(self.values, self.factors)
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    # what others put in its place need not be
+    return type(layer) is nn.Linear and layer.bias is None
 
 
 class TextOnce:
@@ -50,8 +64,7 @@ class TextOnce:
         self._attention, self._weighing = attention, weighing
         self._active = False
         self._default: Any = None
-        self._text: torch.Tensor | None = None
-        self._keys_values: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._kept: _Kept | None = None
 
     def take_over(self) -> None:
         """Stand in for the cross-attention's processor, if that is diffusers' default and the layer a plain one."""
@@ -85,21 +98,22 @@ class TextOnce:
         text = encoder_hidden_states
         if not self._active or text is None or attention_mask is not None:
             return self._default(attn, hidden_states, text, attention_mask, temb, **more)
-        words = None if attn.to_k.bias is not None or attn.to_v.bias is not None else self._weighing.words_of(text)
+        weighed = text is self._weighing.frames and _is_linear(attn.to_k) and _is_linear(attn.to_v)
         if torch.is_grad_enabled():
-            if words is None:
+            if not weighed:
                 return self._default(attn, hidden_states, text, attention_mask, temb, **more)
-            keys_values = attn.to_k(words), attn.to_v(words)
+            keys_values = self._project(attn, text, weighed).of_frames()
         else:
-            if text is not self._text:
-                known = text if words is None else words
-                self._text, self._keys_values = text, (attn.to_k(known), attn.to_v(known))
-            keys_values = self._keys_values
-        if words is not None:
-            keys_values = tuple(apply_weights(x, self._weighing.weights, self._weighing.strength) for x in keys_values)
+            if self._kept is None or text is not self._kept.text:
+                self._kept = self._project(attn, text, weighed)
+            keys_values = self._kept.of_frames()
         out = attend(*(heads_first(x, attn.heads) for x in (attn.to_q(hidden_states), *keys_values)))
         return attn.to_out[1](attn.to_out[0](out))
 
+    def _project(self, attn: nn.Module, text: torch.Tensor, weighed: bool) -> _Kept:
+        known, factors = (self._weighing.words, self._weighing.factors) if weighed else (text, None)
+        return _Kept(text, attn.to_k(known), attn.to_v(known), factors)
+
     def forget(self) -> None:
         """Let the text, its keys and its values go."""
-        self._text = self._keys_values = None
+        self._kept = None

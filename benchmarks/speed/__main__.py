@@ -17,6 +17,7 @@ import torch
 
 from livephoto_core.cli import USER_ERROR
 from livephoto_core.commands.model_files import check_device
+from livephoto_core.commands.process import keep_freed_memory
 from livephoto_core.config import BaseShape, NoiseSchedule
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.files import atomic_path, check_writable
@@ -39,6 +40,8 @@ WINDOW_STEPS = 8
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the options say; returns the exit code."""
     diffusers.utils.logging.set_verbosity_error()
+    # as `livephoto` does; all that is measured in this process has it
+    keep_freed_memory()
     try:
         options = _options(arguments)
         folder = Path(options.out)

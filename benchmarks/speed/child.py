@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 
+from livephoto_core.commands.process import keep_freed_memory
 from livephoto_core.errors import LivePhotoError
 
 from .systems import Case, Systems
@@ -39,6 +40,9 @@ def measure_alone(kind: str, name: str, case: Case, rounds: int) -> dict[str, An
 
 def _measure(kind: str, name: str, case: Case, rounds: int) -> dict[str, Any]:
     diffusers.utils.logging.set_verbosity_error()
+    if name == "livephoto":
+        # as its command does
+        keep_freed_memory()
     start_peak(case.device)
     step = Systems(case, (name,)).steps()[name] if kind == "step" else make_training(name, case)
     # memory is at its most in a second step, where the first one's results are still there

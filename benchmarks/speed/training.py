@@ -50,7 +50,7 @@ def make_training(name: str, case: Case) -> Callable[[], object]:
         levels = even_levels(5, 1, case.frames).to(case.device)
         batch = Batch(latents, noise, times, ids, tokens, (rows, rows), levels, None, case.frames)
         model.to(case.device).train()
-        return _step(make_optimizer(model, RunConfig()), lambda: model(batch).mean())
+        return _step(make_optimizer(model, RunConfig(), torch.device(case.device)), lambda: model(batch).mean())
     unet = make_motion_unet(case, state, adapter).train()
     trained = [p for name, p in unet.named_parameters() if ".motion_modules." in name]
     for parameter in trained:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import LivePhotoError
 from ..media import PILLOW_ERRORS
@@ -66,18 +66,20 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     return (small / (np.linalg.norm(small) + 1e-6)).ravel()
 
 
-def _still_pixels(path: Path) -> np.ndarray | None:
-    """[H, W, 3], the short side shrunk to SHORT_SIDE; None of an animation."""
+def _still_pixels(path: Path, short_side: int) -> np.ndarray | None:
+    """[H, W, 3], shrunk or enlarged to a short side; None of an animation."""
     with Image.open(path) as image:
         if not _is_still(image):
             return None
-        scale = SHORT_SIDE / min(image.size)
-        width, height = (max(SHORT_SIDE, round(side * scale)) for side in image.size)
-        return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+        # what is transparent shows the colour below: the packages' pictures have been read so from the start
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    scale = short_side / min(upright.size)
+    width, height = (max(short_side, round(side * scale)) for side in upright.size)
+    return np.asarray(upright.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def load_photos(folders: list[Path]) -> list[Photo]:
-    """Every still photograph below the folders, in name order, its short side shrunk to SHORT_SIDE pixels.
+def load_photos(folders: list[Path], short_side: int = SHORT_SIDE) -> list[Photo]:
+    """Every still photograph below the folders, in name order, with a short side of so many pixels.
 
     Raises:
         LivePhotoError: a file that is named as a picture and is none, or a broken one.
@@ -85,7 +87,7 @@ def load_photos(folders: list[Path]) -> list[Photo]:
     photos = []
     for path in sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
         try:
-            pixels = _still_pixels(path)
+            pixels = _still_pixels(path, short_side)
         except PILLOW_ERRORS as error:
             raise LivePhotoError(f"cannot read the picture {path} ({error}): mend it, or take it out of the folder") from error
         if pixels is not None and _is_photographic(pixels):
@@ -117,10 +119,10 @@ def split_photos(photos: list[Photo], held_out: float = 0.15, alike: float = 0.8
     )
 
 
-def package_photos() -> tuple[list[Photo], list[Photo]]:
-    """The installed packages' photographs, to train on and held out.
+def package_photos(short_side: int = SHORT_SIDE) -> tuple[list[Photo], list[Photo]]:
+    """The installed packages' photographs, to train on and held out, with a short side of so many pixels.
 
     Raises:
         LivePhotoError: as `package_folders`.
     """
-    return split_photos(load_photos(package_folders()))
+    return split_photos(load_photos(package_folders(), short_side))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..data.clips import ClipSample
 from ..errors import LivePhotoError
 from .clips import ClipSet
-from .photos import Photo, load_photos, package_photos, split_photos
+from .photos import SHORT_SIDE, Photo, load_photos, package_photos, split_photos
 from .phrasings import phrasings
 from .sprites import HELD_OUT_SHAPES, SHAPES
 
@@ -16,26 +17,27 @@ from .sprites import HELD_OUT_SHAPES, SHAPES
 THING_SHARE = 0.6
 # a model that saw a dozen shapes on their photographs alone did far worse on others
 ODD_SHARE, MIRROR_SHARE = 0.65, 0.5
-# the least that leaves one to hold out
-LEAST_PHOTOS = 8
+# of a clip's: its window shows from half to nine tenths of a photograph
+PHOTO_SIDES = 3
 
 
-def photos_at(folder: str) -> tuple[list[Photo], list[Photo]]:
-    """(training, held-out) photographs of a folder and those in it, or of the installed photo packages where it is empty.
+def photos_at(folder: str, size: int = 64) -> tuple[list[Photo], list[Photo]]:
+    """(training, held-out) photographs for clips of `size` pixels: of a folder and those in it, or of the installed photo packages.
 
     Raises:
         LivePhotoError: no such folder, too few photographs, or one that cannot be read; no photo package.
     """
+    short_side = max(SHORT_SIDE, PHOTO_SIDES * size)
     if not folder:
-        return package_photos()
+        return package_photos(short_side)
     if not Path(folder).is_dir():
         raise LivePhotoError(f"{folder} is not a folder: give one with photographs, or none for those of the photo packages")
-    photos = load_photos([Path(folder)])
-    train, test = split_photos(photos) if len(photos) >= LEAST_PHOTOS else ([], [])
+    photos = load_photos([Path(folder)], short_side)
+    train, test = split_photos(photos) if photos else ([], [])
     if not train or not test:
         raise LivePhotoError(
-            f"{folder} holds {len(photos)} photographs that are unlike enough to hold some out: give {LEAST_PHOTOS} or more, of "
-            "different things, still and neither line art nor nearly black"
+            f"{folder} holds {len(photos)} photographs, too few or too much alike to hold any out: give .jpg, .png or .webp files "
+            "of seven different things or more, neither animated nor line art nor nearly black"
         )
     return train, test
 
@@ -68,8 +70,9 @@ class ProceduralSource:
         return map(self.sample, range(count, self.count))
 
     def told_by(self) -> list[object]:
-        """What tells these clips from others of as many, as plain values: the photographs' names, and the captions' phrasings."""
-        return [[[photo.name for photo in part] for part in self.photos], phrasings()]
+        """What tells these clips from others of as many, as plain values: the photographs, and the captions' phrasings."""
+        photos = [[hashlib.sha256(photo.pixels.numpy().tobytes()).hexdigest() for photo in part] for part in self.photos]
+        return [photos, phrasings()]
 
     def sample(self, index: int) -> ClipSample:
         """Clip `index`."""

@@ -74,10 +74,19 @@ class EvenWeights(nn.Module):
         return text.new_ones(len(text), frames, text.shape[1])
 
 
-def apply_weights(text: torch.Tensor, weights: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
-    """Text [B, L, D] under weights [B, F, L] -> a text a frame [(b f), L, D]. Strength 0 leaves the text as it is.
+def word_factors(weights: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
+    """What words are multiplied by, [B, F, L], under weights [B, F, L]: strength 0 leaves them as they are.
 
     A strength above 1 turns words down further than learnt, at most to nothing.
     """
-    factor = (1 + strength * (weights - 1)).clamp(min=0)
-    return rearrange(text[:, None] * factor[..., None].to(text), "b f l d -> (b f) l d")
+    return (1 + strength * (weights - 1)).clamp(min=0)
+
+
+def scale_words(text: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Text [B, L, D], or what is linear in it, times factors [B, F, L] -> one a frame [(b f), L, D]."""
+    return rearrange(text[:, None] * factors[..., None].to(text), "b f l d -> (b f) l d")
+
+
+def apply_weights(text: torch.Tensor, weights: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
+    """Text [B, L, D] under weights [B, F, L] -> a text a frame [(b f), L, D], with a strength as in `word_factors`."""
+    return scale_words(text, word_factors(weights, strength))

@@ -52,8 +52,7 @@ class MuonAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any):
-        # one pass over a weight and its moments: the passes of a plain AdamW are a good part of a step on a CPU
-        super().__init__(groups, fused=True, **settings)
+        super().__init__(groups, **settings)
         # Muon neither unscales gradients nor skips those that overflow: the loss scaler of fp16 has to, as for a plain AdamW
         self._step_supports_amp_scaling = False
 

@@ -76,7 +76,8 @@ def open_clips(data: DataConfig, config: AdapterConfig) -> Source:
         LivePhotoError: they, or the photographs to draw them over, are not there.
     """
     if data.kind == "procedural":
-        return ProceduralSource(photos_at(data.path), data.clips, min(data.held_out, data.clips // 10), config.frames, config.size)
+        photos = photos_at(data.path, config.size)
+        return ProceduralSource(photos, data.clips, min(data.held_out, data.clips // 10), config.frames, config.size)
     window = Window(config.frames, config.frame_stride, config.size)
     return open_source(data.path, window, data.kind, data.csv or None)
 
@@ -280,6 +281,11 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     measured_on = made_from_of(folder).get("data.intensity_from", run.data.intensity_from)
     adapter.config = replace(adapter.config, intensity_from=measured_on, shared_noise=config.shared_noise)
     held_out = min(run.data.held_out, len(clips) // 10)
+    if held_out < (unseen := made_from_of(folder).get("data.held_out", 0)):
+        raise LivePhotoError(
+            f"the first {unseen} clips of {folder} were drawn to be held out, data.held_out is {run.data.held_out}: "
+            f"set it to {unseen}"
+        )
     thresholds = config.ssim_thresholds or calibrate(clips.ssims[held_out:].tolist())
     train = [i for i in range(held_out, len(clips)) if is_wanted(clips, i, thresholds, run.data)]
     if not train:

@@ -210,6 +210,37 @@ def test_words_are_projected_once_for_all_frames(tiny_unet, tiny_adapter, tiny_c
         assert shapes[2:] == [text.shape], "went on with the words of a sampling that is over"
 
 
+def test_a_weighed_text_stays_what_it_is_when_another_is_weighed(tiny_unet, tiny_adapter, tiny_condition):
+    (sample, step, _), host = inputs(), DiffusersHost(tiny_unet, tiny_adapter)
+    (words, weights), (others, _) = weighed(1), (x.flip(1) for x in weighed(1))
+    with host, torch.no_grad(), host.conditioned(tiny_condition()):
+        first = host.weigh(words, weights)
+        before = call(tiny_unet, (sample, step, first))
+        second = host.weigh(others, weights)
+        assert torch.equal(call(tiny_unet, (sample, step, first)), before)
+        assert not torch.allclose(call(tiny_unet, (sample, step, second)), before, atol=1e-3)
+        assert torch.allclose(call(tiny_unet, (sample, step, first)), before, atol=1e-5)
+
+
+class Offset(torch.nn.Linear):
+    """A layer that others put on: not in proportion to what goes in."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_layers_of_others_get_the_text_of_each_frame(tiny_unet, tiny_adapter, tiny_condition):
+    attention = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    theirs = Offset(attention.to_k.in_features, attention.to_k.out_features, bias=False)
+    theirs.load_state_dict(attention.to_k.state_dict())
+    attention.to_k = theirs
+    (sample, step, _), host = inputs(), DiffusersHost(tiny_unet, tiny_adapter)
+    words, weights = weighed(1)
+    with host, torch.no_grad(), host.conditioned(tiny_condition()):
+        text = host.weigh(words, weights)
+        assert torch.allclose(call(tiny_unet, (sample, step, text)), call(tiny_unet, (sample, step, text.clone())), atol=1e-5)
+
+
 def test_words_and_weights_learn_as_through_the_text_of_each_frame(tiny_unet, tiny_adapter, tiny_condition):
     sample, step, _ = inputs(2)
     host = DiffusersHost(tiny_unet, tiny_adapter)

@@ -53,7 +53,7 @@ def test_a_kernel_is_a_matrix_of_its_outputs():
 def test_other_groups_are_adamws():
     ours, theirs = parameters((8, 20), (20,)), parameters((8, 20), (20,))
     (beside,) = parameters((32, 32), seed=1)
-    mixed = MuonAdamW([{"params": ours, "orthogonal": False}, {"params": [beside], "orthogonal": True}], lr=RATE)
+    mixed = MuonAdamW([{"params": ours, "orthogonal": False}, {"params": [beside], "orthogonal": True}], lr=RATE, fused=True)
     plain = torch.optim.AdamW(theirs, lr=RATE)
     for optimizer in (mixed, plain, mixed, plain):
         optimizer.step()
@@ -65,7 +65,7 @@ def test_other_groups_are_adamws():
 def test_a_loss_scaler_changes_no_step_and_skips_what_overflows(orthogonal):
     (plain,), (scaled,) = parameters((32, 32)), parameters((32, 32))
     MuonAdamW([{"params": [plain], "orthogonal": orthogonal}], lr=RATE).step()
-    optimizer = MuonAdamW([{"params": [scaled], "orthogonal": orthogonal}], lr=RATE)
+    optimizer = MuonAdamW([{"params": [scaled], "orthogonal": orthogonal}], lr=RATE, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     # gradients as a scaled loss makes them
     scaled.grad = scaler.scale(scaled.grad)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import ExifTags, Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -15,6 +16,7 @@ import livephoto_core
 from livephoto_core.checkpoint import load_adapter, read_config
 from livephoto_core.cli import main
 from livephoto_core.config import from_dict
+from livephoto_core.demo.photos import load_photos
 from livephoto_core.demo.phrasings import phrasings
 from livephoto_core.demo.source import ProceduralSource, photos_at
 from livephoto_core.errors import LivePhotoError
@@ -92,7 +94,7 @@ def test_procedural_clips_are_drawn_and_trained_on(trained, tiny_adapter_file, t
     folder = trained(start_adapter=str(tiny_adapter_file), data=data)
     clips = CachedClips(folder / "cache")
     assert len(clips) == 24 and clips.latent_shape[0] == config.frames
-    source = ProceduralSource(photos_at(str(pictures)), 24, 2, config.frames, config.size)
+    source = ProceduralSource(photos_at(str(pictures), config.size), 24, 2, config.frames, config.size)
     assert clips.captions == [sample.caption for sample in source]
     assert torch.equal(next(source.after(7)).frames, source.sample(7).frames)
     shown = {photo.name for photo in source.photos[0]}
@@ -104,13 +106,36 @@ def test_procedural_clips_are_drawn_and_trained_on(trained, tiny_adapter_file, t
     capsys.readouterr()
     assert main(["train", str(tmp_path / "again.yaml")]) == 2
     assert "data.clips" in capsys.readouterr().err
+    # so are other photographs under the same names
+    write_picture(torch.rand(3, 64, 80), pictures / "4.png")
+    (tmp_path / "again.yaml").write_text(json.dumps({**values, "data": {**values["data"], "clips": 24}}))
+    assert main(["train", str(tmp_path / "again.yaml")]) == 2
+    assert "the photographs" in capsys.readouterr().err
+    # and what was drawn to be held out stays so
+    kept = {"kind": "cache", "path": str(folder / "cache"), "held_out": 1}
+    (tmp_path / "again.yaml").write_text(json.dumps({**values, "data": kept}))
+    assert main(["train", str(tmp_path / "again.yaml")]) == 2
+    assert "set it to 2" in capsys.readouterr().err
+
+
+def test_a_photograph_is_drawn_as_people_see_it(tmp_path):
+    """Turned as its EXIF says, and in the size that the clips need."""
+    shown = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0)).repeat_interleave(50, 1).repeat_interleave(50, 2)
+    picture = Image.fromarray((shown * 255).byte().permute(1, 2, 0).numpy())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    # lies on its side in the file
+    picture.rotate(90, expand=True).save(tmp_path / "photo.png", exif=exif)
+    [photo] = load_photos([tmp_path], 300)
+    assert photo.pixels.shape == (3, 300, 400)
+    assert (photo.pixels.float() / 255 - shown).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize("pictures", [0, 3])
 def test_too_few_photographs_to_draw_over(pictures, tmp_path):
     for number in range(pictures):
         write_picture(torch.rand(3, 64, 64), tmp_path / f"{number}.png")
-    with pytest.raises(LivePhotoError, match=f"holds {pictures} photographs .*give 8 or more"):
+    with pytest.raises(LivePhotoError, match=f"holds {pictures} photographs, too few"):
         photos_at(str(tmp_path))
     with pytest.raises(LivePhotoError, match="is not a folder"):
         photos_at(str(tmp_path / "none"))
