@@ -96,7 +96,7 @@ def make_vae(base: Path, steps: int) -> None:
     """The VAE, saved in the base folder."""
     if (base / "vae").exists():
         return
-    stills, test = Stills(training_clips()), held_out_stills(held_out_clips(0.0), TEST_STILLS)
+    stills, test = Stills(training_clips()), held_out_stills(held_out_clips(), TEST_STILLS)
     vae = train_vae(stills, torch.stack([*islice(stills, COMPONENT_STILLS)]), test, steps, 24, base)
     with atomic_folder(base / "vae") as folder:
         vae.save_pretrained(folder)
@@ -187,7 +187,7 @@ def make_preview(folder: Path) -> None:
     """The colours of latents beside a VAE, for hosts that show a clip while it is sampled."""
     vae = AutoencoderKL.from_pretrained(folder)
     with atomic_path(folder / "preview.json") as temporary:
-        temporary.write_text(json.dumps(preview_map(vae, held_out_stills(held_out_clips(0.0), TEST_STILLS))), encoding="utf-8")
+        temporary.write_text(json.dumps(preview_map(vae, held_out_stills(held_out_clips(), TEST_STILLS))), encoding="utf-8")
 
 
 def copy_adapter(source: Path, target: Path) -> None:

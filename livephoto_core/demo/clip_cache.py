@@ -45,10 +45,10 @@ def training_clips() -> ClipSet:
     return ClipSet(train, SHAPES)
 
 
-def held_out_clips(thing_share: float) -> ClipSet:
-    """Clips of photographs and shapes that the demo never sees."""
+def held_out_clips() -> ClipSet:
+    """Clips of whole photographs that the demo never sees."""
     _, test = package_photos()
-    return ClipSet(test, HELD_OUT_SHAPES, seed=1, thing_share=thing_share)
+    return ClipSet(test, HELD_OUT_SHAPES, seed=1, thing_share=0.0)
 
 
 def origin_of(encoders: Path) -> dict[str, str]:
@@ -96,7 +96,6 @@ def make_share(encoders: Path, out: Path, count: int, process: int, processes: i
     vae, patches = load_encoders(encoders)
     source = ProceduralSource(package_photos(), count, HELD_OUT)
     torch.set_num_threads(1)
-
     fill_shards(out, count, lambda index: encode_clip(source.sample(index), vae, patches), process, processes)
 
 

@@ -85,19 +85,23 @@ def open_clips(data: DataConfig, config: AdapterConfig) -> Source:
 def origin_of(run: RunConfig, config: AdapterConfig, source: Source) -> dict[str, Any]:
     """Which clips a cache is of: the data section's values, the measure, and what tells the source from another."""
     if isinstance(source, ProceduralSource):
-        named: tuple[str, Any] = ("the photographs and captions", source.told_by())
+        told_by = {"data.clips": source.count, "data.held_out": source.held_out}
+        told_by["the photographs and captions"] = _digest(source.told_by())
     elif isinstance(source, FolderSource):
-        named = ("the CSV", _stamps([source.csv]))
+        told_by = {"the CSV": _digest(_stamps([source.csv]))}
     else:
-        named = ("the shards", _stamps(source.shards))
+        told_by = {"the shards": _digest(_stamps(source.shards))}
     return {
         "data.kind": run.data.kind,
         "data.path": str(Path(run.data.path).resolve()) if run.data.path else "",
         "data.intensity_from": run.data.intensity_from,
         "data.intensity_measure": config.intensity_measure,
-        **({"data.clips": source.count, "data.held_out": source.held_out} if isinstance(source, ProceduralSource) else {}),
-        named[0]: hashlib.sha256(json.dumps(named[1]).encode()).hexdigest()[:16],
+        **told_by,
     }
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
