@@ -29,16 +29,14 @@ from .base import adapter_config, new_scheduler, new_unet, train_on_stills
 from .captions import corpus
 from .clip_cache import HELD_OUT, held_out_clips, make_cache, training_clips
 from .padding import shut_padding
-from .patches import train_patch_encoder
+from .patches import sight_clips, train_patch_encoder
 from .phrasings import MOVES, THINGS
 from .portable import make_portable
 from .preview import preview_map
-from .stills import Stills, held_out_stills
+from .stills import Sights, Stills, held_out_stills
 from .text import LENGTH, new_text_encoder, teach_words, train_tokenizer
 from .vae import train_vae
 
-# far beyond the clips' own numbers, so that the patch encoder sees other scenes than the cache holds
-PATCH_SCENES = 500_000
 TEXT_STEPS = 600
 CAMERA_WORDS = ("camera", "pan", "panning", "zooming", "clockwise", "counterclockwise")
 TEST_STILLS = 96
@@ -106,7 +104,7 @@ def make_patch_encoder(base: Path, steps: int) -> None:
     """The patch encoder, saved in the base folder."""
     if (base / "image_encoder").exists():
         return
-    encoder = train_patch_encoder(Stills(training_clips(), PATCH_SCENES), steps, 16)
+    encoder = train_patch_encoder(Sights(sight_clips()), steps, 40)
     with atomic_folder(base / "image_encoder") as folder:
         encoder.save_pretrained(folder)
 
@@ -274,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m livephoto_core.demo.build", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for everything that is made; the model itself is OUT/demo")
     parser.add_argument("--vae-steps", type=int, default=1800)
-    parser.add_argument("--patch-steps", type=int, default=450)
+    parser.add_argument("--patch-steps", type=int, default=1800)
     parser.add_argument("--clips", type=int, default=6016)
     parser.add_argument("--still-steps", type=int, default=120)
     parser.add_argument("--steps", type=int, default=APART.steps)

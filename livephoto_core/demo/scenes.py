@@ -117,6 +117,15 @@ def render(scene: Scene, speed: float, frames: int, size: int) -> torch.Tensor:
     return F.avg_pool2d(picture, OVERSAMPLE).clamp(0, 1)
 
 
+def thing_cover(scene: Scene, size: int) -> torch.Tensor:
+    """How much of each pixel the scene's thing covers in the first frame: [size, size], 0..1; nothing without a thing."""
+    if scene.thing is None:
+        return torch.zeros(size, size)
+    path = thing_path(scene.motion, 0.0, 1, scene.thing.start)
+    layer = _thing_layer(scene.thing, path, camera_path(scene.motion, 0.0, 1), size * OVERSAMPLE)
+    return F.avg_pool2d(layer[0, 3:], OVERSAMPLE)[0]
+
+
 def speed_for(scene: Scene, dissimilarity: float, frames: int, size: int, rounds: int = 2) -> float:
     """A speed whose clip has about `dissimilarity` = 1 - SSIM (mean over adjacent frames), within the motion's range.
 

@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .clips import ClipSet
 from .motions import SPEEDS
-from .scenes import render
+from .scenes import render, thing_cover
 
 
 class Stills(IterableDataset):
@@ -36,3 +36,24 @@ class Stills(IterableDataset):
 def held_out_stills(clips: ClipSet, count: int) -> torch.Tensor:
     """The first frames [count, 3, S, S] in -1..1 of the set's first clips."""
     return torch.cat([render(clips.scene(i)[0], 0.0, 1, clips.size) for i in range(count)]) * 2 - 1
+
+
+class Sights(IterableDataset):
+    """An endless stream of first frames, each with what there is to see in it.
+
+    Items: the frame [3, S, S] in 0..1, the thing's cover of each pixel [S, S] in 0..1, and the thing's place [4]: centre x, y and
+    half size in frame units (-1..1 across the frame), and 1 where there is a thing, 0 where all is photograph.
+    """
+
+    def __init__(self, clips: ClipSet, start: int = 0):
+        self.clips, self.start = clips, start
+
+    def __iter__(self):
+        worker = get_worker_info()
+        step, index = (worker.num_workers, self.start + worker.id) if worker else (1, self.start)
+        while True:
+            scene, _ = self.clips.scene(index)
+            thing = scene.thing
+            place = (thing.start.x, thing.start.y, thing.start.half, 1.0) if thing else (0.0, 0.0, 1.0, 0.0)
+            yield render(scene, 0.0, 1, self.clips.size)[0], thing_cover(scene, self.clips.size), torch.tensor(place)
+            index += step

@@ -5,7 +5,7 @@ import torch
 
 from livephoto_core.checkpoint import read_config
 from livephoto_core.cli import main
-from livephoto_core.demo import build, clip_cache, padding
+from livephoto_core.demo import build, clip_cache, padding, patches
 from livephoto_core.demo.photos import Photo
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import write_picture
@@ -20,7 +20,8 @@ def in_this_process(monkeypatch):
     """No photo package, and no process of its own for what is trained and encoded."""
     generator = torch.Generator().manual_seed(0)
     photos = [Photo(str(n), (255 * torch.rand(3, 96, 128, generator=generator)).byte()) for n in range(3)]
-    monkeypatch.setattr(clip_cache, "package_photos", lambda: (photos, photos))
+    for module in (clip_cache, patches):
+        monkeypatch.setattr(module, "package_photos", lambda: (photos, photos))
 
     def make_cache(encoders, out, count, processes):
         clip_cache.make_share(encoders, out, count, 0, 1)
