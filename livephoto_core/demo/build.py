@@ -1,7 +1,8 @@
 """Makes the demo model from nothing: `python -m livephoto_core.demo.build OUT`.
 
 The steps are tokenizer, VAE, patch encoder, clip cache, a start from stills, and the training of base and adapter together by
-`livephoto train`. What exists in OUT is kept, so that a stopped build goes on where it was.
+`livephoto train`. What exists in OUT is kept, so that a stopped build goes on where it was; a patch encoder that was not yet whole
+starts over.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def make_patch_encoder(base: Path, steps: int) -> None:
     """The patch encoder, saved in the base folder."""
     if (base / "image_encoder").exists():
         return
-    encoder = train_patch_encoder(Sights(sight_clips()), steps, 40)
+    encoder, _ = train_patch_encoder(Sights(sight_clips()), steps, 40)
     with atomic_folder(base / "image_encoder") as folder:
         encoder.save_pretrained(folder)
 

@@ -1,13 +1,11 @@
 """The demo's patch encoder: a small DINOv2-layout transformer, one token for each latent pixel.
 
-DINOv2's tokens tell what belongs together, learnt from a hundred million pictures. This one learns it from the clips' first
-frames: the pixels of patches, hidden ones too, and where the thing is that may move. A place that the thing will reach can then
-tell how far it is from its middle, and whether what it fetches is the thing or what lies behind.
+DINOv2's tokens tell what belongs together, learnt from a hundred million pictures. This one learns it from first frames
+of scenes like the clips': the pixels of patches, hidden ones too, and where the thing is that may move. So a place that the thing
+will reach can tell how far off its middle is, and whether what it fetches there is the thing or what lies behind.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
 
 import torch
 from einops import rearrange
@@ -24,26 +22,28 @@ from .photos import package_photos
 from .source import MIRROR_SHARE, ODD_SHARE
 from .sprites import SHAPES
 from .stills import Sights
+from .vae import learning_rate
 
 LAYERS = 6
-# one picture in five is seen with four in ten of its patches hidden
-MASKED_PICTURES, HIDDEN_PATCHES = 5, 0.4
-# against the pixels' error, which is of numbers around one
-SIGHT_WEIGHT = 2.0
-# scenes other than the caches', which are of seed 0; those without a thing teach only pixels
-SEED, THING_SHARE = 77, 0.8
-# a thing's usual half size in frame units: sizes are told as logarithms of how many times that they are
+RATE = 1.5e-3
+# so many pictures in ten are seen with so many of ten patches hidden
+MASKED_PICTURES, HIDDEN_PATCHES = 2, 4
+# beside the error of the pixels that are seen, which is of numbers around one
+SIGHT_WEIGHT, HIDDEN_WEIGHT = 2.0, 0.5
+# scenes other than the caches', which are of seeds 0 and 1; those without a thing teach only pixels
+SEED, SIGHT_THING_SHARE = 77, 0.8
+# a thing's usual half size in frame units: sizes are told as log(half / this)
 USUAL_HALF = 0.4
 
 
-def new_patch_encoder(size: int = 64, layers: int = LAYERS) -> Dinov2Model:
+def new_patch_encoder(size: int = 64) -> Dinov2Model:
     """The untrained encoder: [N, 3, S, S] normalised pictures -> [N, 1 + (S / 4)^2, 96] tokens."""
     return Dinov2Model(
         Dinov2Config(
             image_size=size,
             patch_size=4,
             hidden_size=96,
-            num_hidden_layers=layers,
+            num_hidden_layers=LAYERS,
             num_attention_heads=3,
             mlp_ratio=2,
             layerscale_value=1.0,
@@ -54,7 +54,7 @@ def new_patch_encoder(size: int = 64, layers: int = LAYERS) -> Dinov2Model:
 def sight_clips() -> ClipSet:
     """Scenes of the training photographs to learn to see from."""
     train, _ = package_photos()
-    return ClipSet(train, SHAPES, seed=SEED, thing_share=THING_SHARE, odd_share=ODD_SHARE, mirror_share=MIRROR_SHARE)
+    return ClipSet(train, SHAPES, seed=SEED, thing_share=SIGHT_THING_SHARE, odd_share=ODD_SHARE, mirror_share=MIRROR_SHARE)
 
 
 class Readout(nn.Module):
@@ -65,7 +65,7 @@ class Readout(nn.Module):
         self.patch = config.patch_size
         self.pixels = nn.Linear(config.hidden_size, 3 * self.patch**2)
         self.cover = nn.Linear(config.hidden_size, 1)
-        self.place = nn.Linear(config.hidden_size, 3)
+        self.way = nn.Linear(config.hidden_size, 3)
 
     def pixel_loss(self, tokens: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """Mean square error of the pixels of normalised pictures [N, 3, S, S]."""
@@ -80,7 +80,7 @@ class Readout(nn.Module):
         here = 2 * grid_positions(*wanted.shape[2:], device=tokens.device).flip(-1) - 1
         way = place[:, None, :2] - here
         size = (place[:, None, 2:3] / USUAL_HALF).log().expand(-1, way.shape[1], -1)
-        astray = (self.place(tokens) - torch.cat([way, size], -1)).abs().mean(-1)
+        astray = (self.way(tokens) - torch.cat([way, size], -1)).abs().mean(-1)
         return ((unsure + astray).mean(1) * there).sum() / there.sum().clamp(min=1)
 
 
@@ -89,56 +89,42 @@ def patch_tokens(encoder: Dinov2Model, pictures: torch.Tensor, hidden: torch.Ten
     return encoder(pictures, bool_masked_pos=hidden).last_hidden_state[:, 1:]
 
 
-def sight_and_pixels(
+def loss_of(
     encoder: Dinov2Model,
     readout: Readout,
     frames: torch.Tensor,
     cover: torch.Tensor,
     place: torch.Tensor,
     generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a batch of `Sights`, and the tokens [M, T, D] of those of its frames that were seen whole, the last M."""
+) -> torch.Tensor:
+    """The loss of a batch of `Sights`: the first pictures are seen with patches hidden, for their pixels alone."""
     pictures = normalised(frames)
-    masked = len(pictures) // MASKED_PICTURES
-    seen = patch_tokens(encoder, pictures[masked:])
-    loss = readout.pixel_loss(seen, pictures[masked:]) + SIGHT_WEIGHT * readout.sight_loss(seen, cover[masked:], place[masked:])
+    masked = round(MASKED_PICTURES / 10 * len(pictures))
+    tokens = patch_tokens(encoder, pictures[masked:])
+    loss = readout.pixel_loss(tokens, pictures[masked:]) + SIGHT_WEIGHT * readout.sight_loss(tokens, cover[masked:], place[masked:])
     if masked:
-        hidden = torch.rand(masked, seen.shape[1], generator=generator) < HIDDEN_PATCHES
-        loss = loss + 0.5 * readout.pixel_loss(patch_tokens(encoder, pictures[:masked], hidden), pictures[:masked])
-    return loss, seen
+        hidden = torch.rand(masked, tokens.shape[1], generator=generator) < HIDDEN_PATCHES / 10
+        loss = loss + HIDDEN_WEIGHT * readout.pixel_loss(patch_tokens(encoder, pictures[:masked], hidden), pictures[:masked])
+    return loss
 
 
-def descend(
-    parts: Iterable[nn.Module], loss_of: Callable[..., torch.Tensor], sights: Sights, steps: int, batch: int, rate: float
-) -> None:
-    """Train parts on `loss_of(frames, cover, place)`, the rate rising for a tenth of the steps and falling from there."""
-    parameters = [p for part in parts for p in part.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+def train_patch_encoder(sights: Sights, steps: int, batch: int) -> tuple[Dinov2Model, Readout]:
+    """A new encoder, taught to see, and what reads out of its tokens what it sees; batches of five or more have hidden patches."""
+    torch.manual_seed(0)
+    encoder = new_patch_encoder(sights.clips.size)
+    readout = Readout(encoder.config)
+    parameters = [*encoder.parameters(), *readout.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
     loader = iter(DataLoader(sights, batch_size=batch, num_workers=1))
+    generator = torch.Generator().manual_seed(0)
     bar = tqdm(range(steps), desc="patch encoder")
-    for _ in bar:
-        loss = loss_of(*next(loader))
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * learning_rate(step, steps, max(1, steps // 10))
+        loss = loss_of(encoder, readout, *next(loader), generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
-
-
-def train_patch_encoder(sights: Sights, steps: int, batch: int, rate: float = 1.5e-3) -> Dinov2Model:
-    """A new encoder, taught to see."""
-    torch.manual_seed(0)
-    encoder = new_patch_encoder(sights.clips.size)
-    readout = Readout(encoder.config)
-    generator = torch.Generator().manual_seed(0)
-    descend(
-        (encoder, readout),
-        lambda *seen: sight_and_pixels(encoder, readout, *seen, generator)[0],
-        sights,
-        steps,
-        batch,
-        rate,
-    )
-    return encoder.eval().requires_grad_(False)
+    return encoder.eval().requires_grad_(False), readout.eval().requires_grad_(False)
