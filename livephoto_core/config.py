@@ -102,7 +102,8 @@ class AdapterConfig:
     values between the ten intensity levels, empty before calibration. `intensity_from` says of what: of the clips' "frames", or of
     their VAE "reconstruction"; a checkpoint that does not say so was measured on frames. `intensity_measure` says by what: by
     "ssim", or by another measure of measures.py, whose similarity the thresholds are then values of. `shared_noise` is the share
-    of the noise that frames have in common, see noise.py; 0 as in the paper.
+    of the noise that frames have in common at level 10, `shared_noise_still` that at level 1 where it is more, see noise.py; 0 as
+    in the paper.
     """
 
     base: BaseShape = field(default_factory=BaseShape)
@@ -118,6 +119,7 @@ class AdapterConfig:
     intensity_from: str = "frames"
     intensity_measure: str = "ssim"
     shared_noise: float = 0.0
+    shared_noise_still: float = 0.0
     family: str = FAMILY
     format_version: int = FORMAT_VERSION
 
@@ -159,6 +161,7 @@ def check(config: AdapterConfig) -> None:
     check_intensity_source("intensity_from", config.intensity_from)
     check_intensity_measure("intensity_measure", config.intensity_measure)
     check_share("shared_noise", config.shared_noise)
+    check_share("shared_noise_still", config.shared_noise_still)
     thresholds = config.ssim_thresholds
     falling = all(math.isfinite(t) for t in thresholds) and list(thresholds) == sorted(thresholds, reverse=True)
     if thresholds and (len(thresholds) != 9 or not falling):

@@ -20,7 +20,7 @@ from .intensity import check_level
 from .inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_noise, prior_weights
 from .media import FITS, fit_image
 from .model.adapter import LivePhotoAdapter
-from .noise import share_noise
+from .noise import share_at, share_noise
 from .schedule import betas
 
 MIN_SIZE, MAX_SIZE = 16, 2048
@@ -226,7 +226,8 @@ class LivePhoto:
         branches = len(text) // condition.levels.numel()
         solver = make_sampler(sampler, self.adapter.config.schedule, self.base.prediction_type)
         solver.set_timesteps(steps)
-        x, scales = share_noise(noise, self.adapter.config.shared_noise), rearrange(scales, "f -> f 1 1 1").to(noise)
+        config, scales = self.adapter.config, rearrange(scales, "f -> f 1 1 1").to(noise)
+        x = share_noise(noise, share_at(condition.levels, config.shared_noise, config.shared_noise_still))
         with self.host, self.host.conditioned(condition.repeated(branches)):
             for timestep in solver.timesteps:
                 batch = repeat(x, "b f c h w -> (t b f) c h w", t=branches).to(text.dtype)

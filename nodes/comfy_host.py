@@ -25,7 +25,7 @@ from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.fit import check_fit
 from ..livephoto_core.model.adapter import LivePhotoAdapter
 from ..livephoto_core.model.content import KeysValues
-from ..livephoto_core.noise import share_noise
+from ..livephoto_core.noise import share_at, share_noise
 from .checks import check_numbers
 from .types import LoadedModel, Motion, Reference
 
@@ -276,21 +276,25 @@ def _around_sampling(host: Host) -> Callable:
         width = host.adapter.config.base.context_width
         check_texts(executor.class_obj.conds, len(noise), len(host.latent), width)
         try:
-            return executor(_shared(noise, len(host.latent), host.adapter.config.shared_noise), *args, **kwargs)
+            return executor(_shared(noise, host), *args, **kwargs)
         finally:
             host.photos.clear()
 
     return wrapper
 
 
-def _shared(noise: torch.Tensor, clips: int, share: float) -> torch.Tensor:
-    """Noise [(clips F), C, h, w], each frame's own, with the share (0..1) in common that the checkpoint was trained on.
+def _shared(noise: torch.Tensor, host: Host) -> torch.Tensor:
+    """Noise [(clips F), C, h, w], each frame's own, with the share in common that the checkpoint says.
 
     Noise that is not of whole clips stays as it is: the UNet call refuses it.
     """
+    clips, config = len(host.latent), host.adapter.config
     if len(noise) % clips:
         return noise
-    return rearrange(share_noise(rearrange(noise, "(b f) ... -> b f ...", b=clips), share), "b f ... -> (b f) ...")
+    levels = host.motion.levels(clips, len(noise) // clips)
+    own = rearrange(noise, "(b f) ... -> b f ...", b=clips)
+    shared = share_noise(own, share_at(levels, config.shared_noise, config.shared_noise_still))
+    return rearrange(shared, "b f ... -> (b f) ...")
 
 
 def _photo(host: Host, chunks: int, like: torch.Tensor) -> dict[str, KeysValues]:

@@ -59,7 +59,7 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
         "motion": f"{motion.heads} heads, {motion.attention_blocks} attention blocks, up to {motion.max_frames} frames",
         "content": f"{content.encoder}, {content.image_size} px in patches of {content.patch_size}, positions {content.positions}",
         "schedule": f"{schedule.kind} betas {schedule.beta_start:g} to {schedule.beta_end:g}, {schedule.timesteps} timesteps",
-        "noise": f"{config.shared_noise:g} of the variance shared by all frames" if config.shared_noise else "each frame's own",
+        "noise": _noise_line(config),
         "levels": f"{thresholds}{of}, measured on {config.intensity_from}" if thresholds else "not calibrated",
         **({"trained without": ", ".join(config.parts.missing).replace("_", " ")} if config.parts.missing else {}),
         "parameters": f"{sum(counts.values()):,}",
@@ -68,6 +68,14 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
     }
     width = max(map(len, lines))
     return [f"{name:<{width}}  {value}" for name, value in lines.items()]
+
+
+def _noise_line(config: AdapterConfig) -> str:
+    moving, still = config.shared_noise, max(config.shared_noise, config.shared_noise_still)
+    if not still:
+        return "each frame's own"
+    share = f"{moving:g}" if still == moving else f"{still:g} (level 1) to {moving:g} (level 10)"
+    return f"{share} of the variance shared by all frames"
 
 
 def count_parameters(config: AdapterConfig) -> dict[str, int]:

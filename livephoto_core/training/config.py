@@ -13,6 +13,7 @@ from ..noise import check_share
 
 # a share of the noise is 0..1
 AS_THE_ADAPTER_SAYS = -1.0
+NOISE_SHARES = ("shared_noise", "shared_noise_still")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class RunConfig:
     `batch` counts clips over all processes and accumulated steps. `frames_per_clip` trains on that many frames drawn from each
     clip, 0 for all. `motion_weight`, `first_frame_weight`, `padding_penalty` and `word_penalty` are those of model.LossWeights; at
     their defaults the loss is the paper's plain mean. `timestep_shift` above 1 draws more of the noisy timesteps, where motion is
-    decided. `shared_noise` is the share of the noise that a clip's frames have in common (noise.py), which the checkpoint then
-    keeps; 0 is the paper's, -1 what the adapter says.
+    decided. `shared_noise` and `shared_noise_still` are the shares of the noise that frames have in common at level 10 and,
+    where it is more, at level 1 (noise.py), which the checkpoint then keeps; 0 is the paper's, -1 what the adapter says.
 
     Without `freeze_base` the UNet and the text encoder train too, and `out` is then a whole base folder. `optimizer` is "adamw", or
     "muon": Muon for the matrices of hidden layers and AdamW for the rest, at one learning rate. `rate_factors` multiplies the
@@ -95,6 +96,7 @@ class RunConfig:
     word_penalty: float = 0.0
     timestep_shift: float = 1.0
     shared_noise: float = AS_THE_ADAPTER_SAYS
+    shared_noise_still: float = AS_THE_ADAPTER_SAYS
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
     ema: float = 0.999
@@ -268,8 +270,9 @@ def _check(run: RunConfig) -> None:
     for name in _AT_LEAST_ZERO:
         if getattr(run, name) < 0:
             raise LivePhotoError(f"{name} is {getattr(run, name)}; use 0 or more")
-    if run.shared_noise != AS_THE_ADAPTER_SAYS:
-        check_share("shared_noise", run.shared_noise)
+    for name in NOISE_SHARES:
+        if getattr(run, name) != AS_THE_ADAPTER_SAYS:
+            check_share(name, getattr(run, name))
     for name in _SHARES:
         if not 0 <= getattr(run, name) <= 1:
             raise LivePhotoError(f"{name} is {getattr(run, name)}; use 0 to 1")

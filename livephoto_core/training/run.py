@@ -31,7 +31,7 @@ from ..intensity import calibrate, level
 from ..model.adapter import LivePhotoAdapter
 from .batches import Batches
 from .cache import CachedClips, EncodedClip, Manifest, cache_stream, check_made_from, made_from_of, read_manifest
-from .config import AS_THE_ADAPTER_SAYS, DataConfig, RunConfig, check_frames, check_measure, load_run
+from .config import AS_THE_ADAPTER_SAYS, NOISE_SHARES, DataConfig, RunConfig, check_frames, check_measure, load_run
 from .encode import encode_sample
 from .model import LossWeights, TrainingModel
 from .remeasure import remeasure
@@ -192,7 +192,7 @@ def adapter_config_of(run: RunConfig) -> AdapterConfig:
             config = replace(config, motion=motion_shape_of(run.motion_modules))
     check_frames(run.frames_per_clip, config.frames)
     check_measure(run.data, config)
-    return config if run.shared_noise == AS_THE_ADAPTER_SAYS else replace(config, shared_noise=run.shared_noise)
+    return replace(config, **{name: getattr(run, name) for name in NOISE_SHARES if getattr(run, name) != AS_THE_ADAPTER_SAYS})
 
 
 def build_adapter(run: RunConfig, config: AdapterConfig) -> LivePhotoAdapter:
@@ -283,7 +283,8 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     clips = CachedClips(folder)
     check_cache(clips, folder, config)
     measured_on = made_from_of(folder).get("data.intensity_from", run.data.intensity_from)
-    adapter.config = replace(adapter.config, intensity_from=measured_on, shared_noise=config.shared_noise)
+    shares = {name: getattr(config, name) for name in NOISE_SHARES}
+    adapter.config = replace(adapter.config, intensity_from=measured_on, **shares)
     held_out = min(run.data.held_out, len(clips) // 10)
     if held_out < (unseen := made_from_of(folder).get("data.held_out", 0)):
         raise LivePhotoError(
@@ -311,6 +312,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         config.schedule.timesteps,
         run.timestep_shift,
         config.shared_noise,
+        config.shared_noise_still,
     )
     sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)
     return model, batches, list(range(held_out)), sampler

@@ -183,8 +183,8 @@ def _mismatch(state: dict[str, Any], model: TrainingModel, optimizer: torch.opti
     """
     saved = json.loads(state.get("settings", "{}"))
     if saved:
-        # before there was a share, each frame had its own noise
-        saved.setdefault("adapter.shared_noise", 0.0)
+        # before there were shares, each frame had its own noise
+        saved = {"adapter.shared_noise": 0.0, "adapter.shared_noise_still": 0.0, **saved}
     for name in saved.keys() & settings.keys():
         if saved[name] != settings[name]:
             return f"was written with {name} {saved[name]}, the config has {settings[name]}"

@@ -13,7 +13,7 @@ from livephoto_core.config import NoiseSchedule, Parts
 from livephoto_core.diffusers_host import DiffusersHost
 from livephoto_core.encoding import decode, encode_photo, encode_text, photo_tokens
 from livephoto_core.evaluation.ablation_arms import Variant, write_variant
-from livephoto_core.noise import share_noise
+from livephoto_core.noise import share_at, share_noise
 
 LINEAR = NoiseSchedule("linear")
 BARE = Parts(intensity=False, content=False, reweight=False)
@@ -115,7 +115,8 @@ def euler(found, base, adapter, schedule, steps=4):
     texts = torch.cat([found["negative"], found["positive"]]).repeat_interleave(found["frames"], 0)
     levels = even_levels(found["level"], 1, found["frames"])
     condition = ClipCondition(found["latent"], found["tokens"], tuple(found["grid"]), levels).repeated(2)
-    x = share_noise(found["start"][None], adapter.config.shared_noise)[0] * (1 + sigmas[0] ** 2).sqrt()
+    shares = share_at(levels, adapter.config.shared_noise, adapter.config.shared_noise_still)
+    x = share_noise(found["start"][None], shares)[0] * (1 + sigmas[0] ** 2).sqrt()
     host = DiffusersHost(base.unet, adapter)
     with host, host.conditioned(condition):
         for sigma, following in itertools.pairwise(sigmas):

@@ -71,3 +71,9 @@ def test_any_sampler_shares_the_noise_as_the_checkpoint_says(results, name, clip
     own, shared = (rearrange(found[f"{name}, {share}"], "(b f) c h w -> b f c h w", b=clips) for share in (0.0, 0.6))
     assert torch.allclose(shared, share_noise(own, 0.6), atol=1e-5)
     assert not torch.allclose(shared, own, atol=0.1)
+
+
+def test_any_sampler_shares_more_of_the_noise_of_what_moves_less(results):
+    found = results("shared_noise")
+    assert found["level"] == 6
+    assert torch.allclose(found["by level"], share_noise(found["one, 0.0"][None], 0.7)[0], atol=1e-5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from livephoto_core.checkpoint import load_adapter
-from livephoto_core.noise import share_noise
+from livephoto_core.noise import share_at, share_noise
 from livephoto_core.pipeline import LivePhoto, Settings
 
 
@@ -37,16 +37,32 @@ def test_all_of_it_is_one_noise_for_all_frames(noise):
     assert torch.equal(share_noise(noise, 1.0), noise[:, :1].expand_as(noise))
 
 
+def test_what_hardly_moves_shares_more():
+    levels = torch.tensor([1.0, 5.5, 10.0])
+    assert torch.allclose(share_at(levels, 0.5, 0.9), torch.tensor([0.9, 0.7, 0.5]))
+    # no less than what moves, and the same where nothing is said of it
+    assert torch.allclose(share_at(levels, 0.5, 0.0), torch.full((3,), 0.5))
+
+
+def test_each_frame_may_have_a_share_of_its_own(noise):
+    shares = torch.tensor([[1.0, 0.0, 0.25, 1.0, 0.5], [0.0, 0.5, 0.5, 0.5, 0.5]])
+    shared = share_noise(noise, shares)
+    assert torch.equal(shared[0, 1], noise[0, 1]) and torch.equal(shared[0, 3], noise[0, 0])
+    assert torch.allclose(shared[0, 2], share_noise(noise, 0.25)[0, 2])
+    assert torch.allclose(shared[1], share_noise(noise, 0.5)[1])
+
+
 def test_sampling_shares_the_noise_as_the_checkpoint_says(tiny_base, tiny_adapter_file):
     """What the UNet is first given: the reference plays no part in its noisy latents."""
     photo = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     given = []
-    for share in (0.0, 0.6):
+    for share, still in ((0.0, 0.0), (0.6, 0.0), (0.5, 0.95)):
         model = LivePhoto(tiny_base, load_adapter(tiny_adapter_file))
-        model.adapter.config = replace(model.adapter.config, shared_noise=share)
+        model.adapter.config = replace(model.adapter.config, shared_noise=share, shared_noise_still=still)
         hook = tiny_base.unet.register_forward_pre_hook(lambda unet, args: given.append(args[0].clone()))
-        model.animate(photo, Settings("camera pans left", steps=1, cfg=1.0, frames=5, prior_start=0.0, prior_end=0.0))
+        model.animate(photo, Settings("camera pans left", intensity=4, steps=1, cfg=1.0, frames=5, prior_start=0.0, prior_end=0.0))
         hook.remove()
-    own, shared = given
+    own, shared, by_level = given
     assert torch.allclose(shared, share_noise(own[None], 0.6)[0], atol=1e-6)
+    assert torch.allclose(by_level, share_noise(own[None], 0.8)[0], atol=1e-6)
     assert not torch.allclose(shared, own, atol=0.1)

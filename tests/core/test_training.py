@@ -568,6 +568,21 @@ def test_a_run_on_shared_noise_says_so_in_its_checkpoint(run_file, tmp_path, cac
     assert torch.equal(batches.fixed([2], 500).noise, share_noise(own.fixed([2], 500).noise, 0.6))
 
 
+def test_clips_that_move_less_share_more_noise_in_training(run_file, tmp_path, cache_folder):
+    train(run_file(steps=1, shared_noise=0.5, shared_noise_still=0.95))
+    made = tmp_path / "run" / "adapter.safetensors"
+    assert (load_adapter(made).config.shared_noise, load_adapter(made).config.shared_noise_still) == (0.5, 0.95)
+    none = {"shared_noise": 0.0, "shared_noise_still": 0.0}
+    batches, own = (prepare(load_run(run_file(start_adapter=str(made), **noise)))[1] for noise in ({}, none))
+    for index in range(4):
+        level = float(batches.fixed([index], 500).levels[0, 0])
+        share = 0.5 + 0.05 * (10 - level)
+        assert torch.allclose(batches.fixed([index], 500).noise, share_noise(own.fixed([index], 500).noise, share), atol=1e-6)
+    batch = batches.step(0)
+    common = [float(torch.corrcoef(noise.flatten(1))[0, 1]) ** 2 for noise in batch.noise]
+    assert all(c < 0.5 + 0.05 * (10 - float(levels[0])) + 0.15 for c, levels in zip(common, batch.levels, strict=True))
+
+
 def test_frames_share_the_first_ones_noise_where_it_is_not_among_them():
     shape = 3, 4, 64, 64
     with_first, without = (drawn_noise(5, shape, 0.36, has_first, 0) for has_first in (True, False))
@@ -608,6 +623,7 @@ def test_learning_rate_rises_holds_and_falls():
         ({"base": "b", "padding_penalty": -1}, "padding_penalty is -1"),
         ({"base": "b", "shared_noise": 2}, "shared_noise is 2"),
         ({"base": "b", "shared_noise": -0.5}, "shared_noise is -0.5"),
+        ({"base": "b", "shared_noise_still": 1.5}, "shared_noise_still is 1.5"),
         ({"base": "b", "data": {"kind": "cache", "path": "c", "repeats": {"spins": 1.5}}}, r"data.repeats.spins is 1.5"),
     ],
 )

@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras import nodes_model_advanced
-from kit import FRAMES, apply, case, demo, node, part, prompts, recorded, recording, reference, refused, text
+from kit import FRAMES, LEVEL, apply, case, demo, node, part, prompts, recorded, recording, reference, refused, text
 
 import nodes
 
@@ -102,10 +102,10 @@ def no_inverted_latent() -> dict[str, Any]:
     return refused(lambda: bare.generate_noise(empty()))
 
 
-def first_latents(share: float, clips: int = 1) -> torch.Tensor:
-    """What the UNet is first given by KSampler, the checkpoint's frames sharing so much of their noise."""
+def first_latents(share: float, clips: int = 1, still: float = 0.0) -> torch.Tensor:
+    """What the UNet is first given by KSampler, the checkpoint's frames sharing so much of their noise (at level 1 `still`)."""
     livephoto = demo().livephoto
-    own, livephoto.adapter.config = livephoto.config, replace(livephoto.config, shared_noise=share)
+    own, livephoto.adapter.config = livephoto.config, replace(livephoto.config, shared_noise=share, shared_noise_still=still)
     try:
         model, calls = recorded(apply(count=clips))
         latent = {"samples": torch.zeros(clips * FRAMES, *photo().latent.shape[1:])}
@@ -118,4 +118,5 @@ def first_latents(share: float, clips: int = 1) -> torch.Tensor:
 @case
 def shared_noise() -> dict[str, Any]:
     names = {"one": 1, "two": 2}
-    return {f"{name}, {share}": first_latents(share, clips) for name, clips in names.items() for share in (0.0, 0.6)}
+    found = {f"{name}, {share}": first_latents(share, clips) for name, clips in names.items() for share in (0.0, 0.6)}
+    return {**found, "by level": first_latents(0.5, still=0.95), "level": LEVEL}
