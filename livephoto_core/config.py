@@ -7,8 +7,10 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import torch
+
 from .errors import LivePhotoError
-from .noise import check_share
+from .noise import check_share, share_at
 
 FORMAT_VERSION = 1
 FAMILY = "sd15"
@@ -102,8 +104,8 @@ class AdapterConfig:
     values between the ten intensity levels, empty before calibration. `intensity_from` says of what: of the clips' "frames", or of
     their VAE "reconstruction"; a checkpoint that does not say so was measured on frames. `intensity_measure` says by what: by
     "ssim", or by another measure of measures.py, whose similarity the thresholds are then values of. `shared_noise` is the share
-    of the noise that frames have in common at level 10, `shared_noise_still` that at level 1 where it is more, see noise.py; 0 as
-    in the paper.
+    of the noise that frames have in common at level 10, `shared_noise_still` that at level 1, see `noise_shares`: 0 and 0 as in the
+    paper, 0 for `shared_noise_still` alone is `shared_noise` at all levels.
     """
 
     base: BaseShape = field(default_factory=BaseShape)
@@ -162,12 +164,27 @@ def check(config: AdapterConfig) -> None:
     check_intensity_measure("intensity_measure", config.intensity_measure)
     check_share("shared_noise", config.shared_noise)
     check_share("shared_noise_still", config.shared_noise_still)
+    if 0 < config.shared_noise_still < config.shared_noise:
+        raise LivePhotoError(
+            f"shared_noise_still is {config.shared_noise_still:g}, less than shared_noise {config.shared_noise:g}: use 0 for the "
+            "same share at all levels, or more"
+        )
     thresholds = config.ssim_thresholds
     falling = all(math.isfinite(t) for t in thresholds) and list(thresholds) == sorted(thresholds, reverse=True)
     if thresholds and (len(thresholds) != 9 or not falling):
         raise LivePhotoError(
             f"ssim_thresholds must be nine falling SSIM values, got {list(thresholds)}: calibrate again"
         )
+
+
+def still_share(config: AdapterConfig) -> float:
+    """The share of the noise at level 1, 0 where all levels have the same: as for weights that know no levels."""
+    return config.shared_noise_still if config.parts.intensity else 0.0
+
+
+def noise_shares(config: AdapterConfig, levels: torch.Tensor) -> torch.Tensor:
+    """The share of the noise that frames at motion levels [...] have in common, see noise.py."""
+    return share_at(levels, config.shared_noise, still_share(config))
 
 
 def check_intensity_source(name: str, value: str) -> None:

@@ -21,24 +21,28 @@ def check_share(name: str, share: float) -> None:
 def share_at(levels: torch.Tensor, moving: float, still: float) -> torch.Tensor:
     """The share of the noise in common at motion levels [...], 1..10: `still` at level 1, falling evenly to `moving` at level 10.
 
-    A picture that hardly moves has little use for noise that differs from frame to frame. A `still` below `moving` counts as that.
+    A picture that hardly moves has little use for noise that differs from frame to frame. 0 for `still` is `moving` at all levels.
     """
-    return moving + (max(moving, still) - moving) * (LEVELS - levels) / (LEVELS - 1)
+    share = moving + ((still or moving) - moving) * (LEVELS - levels) / (LEVELS - 1)
+    # rounding may end beyond 1, whose rest has no root
+    return share.clamp(0, 1)
 
 
 def share_noise(noise: torch.Tensor, share: float | torch.Tensor) -> torch.Tensor:
     """The first frame's noise in all frames, as a share of the variance.
 
     z'_1 = z_1, z'_n = sqrt(s_n) z_1 + sqrt(1 - s_n) z_n for the other frames n. After PYoCo's mixed noise (arXiv 2305.10474), with
-    the first frame's for what is common, which then needs no draw of its own: it correlates with the others by sqrt(s), they by s.
+    the first frame's for what is common, which then needs no draw of its own: it correlates with frame n by sqrt(s_n), frames m
+    and n by sqrt(s_m s_n).
 
     Args:
         noise: [B, F, ...], unit variance, each frame's own.
-        share: s, 0..1, for all, or [B, F] for each frame. 0 gives the noise back as it is.
+        share: s, 0..1, for all, or [B, F] for each frame, the first of which is not looked at. 0 gives the noise back as it is.
 
     Returns:
         [B, F, ...], unit variance.
     """
     first, others = noise[:, :1], noise[:, 1:]
-    share = torch.as_tensor(share).to(noise).expand(noise.shape[:2])[(..., *[None] * (noise.ndim - 2))][:, 1:]
-    return torch.cat([first, share**0.5 * first + (1 - share) ** 0.5 * others], 1)
+    share = torch.as_tensor(share, dtype=torch.float32, device=noise.device).expand(noise.shape[:2])[:, 1:]
+    common, own = (part.sqrt().to(noise)[(..., *[None] * (noise.ndim - 2))] for part in (share, 1 - share))
+    return torch.cat([first, common * first + own * others], 1)

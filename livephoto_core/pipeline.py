@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 
 from .base import Base
 from .conditioning import ClipCondition, even_levels
-from .config import AdapterConfig, NoiseSchedule
+from .config import AdapterConfig, NoiseSchedule, noise_shares
 from .diffusers_host import DiffusersHost
 from .encoding import adapter_tokens, decode, encode_photo, encode_text, overlong_text, text_length
 from .errors import LivePhotoError
@@ -20,7 +20,7 @@ from .intensity import check_level
 from .inversion import PRIOR_END, PRIOR_START, inversion_steps, invert, prior_noise, prior_weights
 from .media import FITS, fit_image
 from .model.adapter import LivePhotoAdapter
-from .noise import share_at, share_noise
+from .noise import share_noise
 from .schedule import betas
 
 MIN_SIZE, MAX_SIZE = 16, 2048
@@ -226,8 +226,8 @@ class LivePhoto:
         branches = len(text) // condition.levels.numel()
         solver = make_sampler(sampler, self.adapter.config.schedule, self.base.prediction_type)
         solver.set_timesteps(steps)
-        config, scales = self.adapter.config, rearrange(scales, "f -> f 1 1 1").to(noise)
-        x = share_noise(noise, share_at(condition.levels, config.shared_noise, config.shared_noise_still))
+        scales = rearrange(scales, "f -> f 1 1 1").to(noise)
+        x = share_noise(noise, noise_shares(self.adapter.config, condition.levels))
         with self.host, self.host.conditioned(condition.repeated(branches)):
             for timestep in solver.timesteps:
                 batch = repeat(x, "b f c h w -> (t b f) c h w", t=branches).to(text.dtype)

@@ -20,12 +20,12 @@ from einops import rearrange, repeat
 from torch import nn
 
 from ..livephoto_core.conditioning import ClipCondition, check_condition, stem_channels
-from ..livephoto_core.config import AdapterConfig, BaseShape, NoiseSchedule
+from ..livephoto_core.config import AdapterConfig, BaseShape, NoiseSchedule, noise_shares
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.fit import check_fit
 from ..livephoto_core.model.adapter import LivePhotoAdapter
 from ..livephoto_core.model.content import KeysValues
-from ..livephoto_core.noise import share_at, share_noise
+from ..livephoto_core.noise import share_noise
 from .checks import check_numbers
 from .types import LoadedModel, Motion, Reference
 
@@ -293,7 +293,7 @@ def _shared(noise: torch.Tensor, host: Host) -> torch.Tensor:
         return noise
     levels = host.motion.levels(clips, len(noise) // clips)
     own = rearrange(noise, "(b f) ... -> b f ...", b=clips)
-    shared = share_noise(own, share_at(levels, config.shared_noise, config.shared_noise_still))
+    shared = share_noise(own, noise_shares(config, levels))
     return rearrange(shared, "b f ... -> (b f) ...")
 
 

@@ -32,7 +32,8 @@ def animate(
     """Animate a photo at each level and write one file, with everything that made it in the metadata.
 
     One level gives a clip, or as .png its contact sheet. Several give a sheet with a row a level, or in another format one
-    clip with the levels side by side in the order given. All levels start from the same noise.
+    clip with the levels side by side in the order given. All levels start from the same noise, as far as the
+    checkpoint's frames do not share more of it at low levels.
 
     Returns:
         The path written.

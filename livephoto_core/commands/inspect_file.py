@@ -9,7 +9,7 @@ import torch
 
 from ..base import Base
 from ..checkpoint import load_adapter, read_config, read_metadata
-from ..config import AdapterConfig, to_json
+from ..config import AdapterConfig, still_share, to_json
 from ..encoding import encode_text, overlong_text
 from ..errors import LivePhotoError
 from ..measures import MOTION_NAMES
@@ -71,7 +71,8 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
 
 
 def _noise_line(config: AdapterConfig) -> str:
-    moving, still = config.shared_noise, max(config.shared_noise, config.shared_noise_still)
+    moving = config.shared_noise
+    still = still_share(config) or moving
     if not still:
         return "each frame's own"
     share = f"{moving:g}" if still == moving else f"{still:g} (level 1) to {moving:g} (level 10)"

@@ -42,7 +42,7 @@ TEXT_STEPS = 600
 CAMERA_WORDS = ("camera", "pan", "panning", "zooming", "clockwise", "counterclockwise")
 TEST_STILLS = 96
 # with each frame's own noise alone a model as small as this trembles, which counts as motion
-SHARED_NOISE = 0.6
+SHARED_NOISE, SHARED_NOISE_STILL = 0.6, 0.95
 COMPONENT_STILLS = 512
 STILLS_AT_ONCE = 48
 
@@ -150,6 +150,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
         "optimizer": "muon",
         "timestep_shift": phase.timestep_shift,
         "shared_noise": SHARED_NOISE,
+        "shared_noise_still": SHARED_NOISE_STILL,
         "steps": phase.steps,
         "batch": phase.batch,
         "frames_per_clip": phase.frames_per_clip,

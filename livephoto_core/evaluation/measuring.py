@@ -116,7 +116,7 @@ def _measure(group: str, clip: DemoClip, wanted: int, frames: torch.Tensor, trut
 
 
 def measure_levels(model: Model, clips: Sequence[DemoClip], seed: int, batch: int) -> list[Levelled]:
-    """Each clip made at every level from the same noise, and measured."""
+    """Each clip made at every level from the same noise of its own, and measured."""
     found = []
     for start in tqdm(range(0, len(clips), batch), desc="levels"):
         part = clips[start : start + batch]

@@ -18,7 +18,7 @@ from torch import nn
 from ..animatediff import load_motion, motion_shape_of
 from ..base import Base, load_base
 from ..checkpoint import load_adapter, read_config
-from ..config import AdapterConfig, MotionShape
+from ..config import AdapterConfig, MotionShape, still_share
 from ..data.clips import ClipSample, Skipped, Source, Window, report
 from ..data.folder import FolderSource
 from ..data.source import open_source
@@ -192,7 +192,15 @@ def adapter_config_of(run: RunConfig) -> AdapterConfig:
             config = replace(config, motion=motion_shape_of(run.motion_modules))
     check_frames(run.frames_per_clip, config.frames)
     check_measure(run.data, config)
-    return replace(config, **{name: getattr(run, name) for name in NOISE_SHARES if getattr(run, name) != AS_THE_ADAPTER_SAYS})
+    return _with_shares(config, run)
+
+
+def _with_shares(config: AdapterConfig, run: RunConfig) -> AdapterConfig:
+    given = {name: getattr(run, name) for name in NOISE_SHARES if getattr(run, name) != AS_THE_ADAPTER_SAYS}
+    # one share alone is for all levels, whatever the adapter says of some
+    if set(given) == {"shared_noise"}:
+        given["shared_noise_still"] = 0.0
+    return replace(config, **given)
 
 
 def build_adapter(run: RunConfig, config: AdapterConfig) -> LivePhotoAdapter:
@@ -312,7 +320,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         config.schedule.timesteps,
         run.timestep_shift,
         config.shared_noise,
-        config.shared_noise_still,
+        still_share(config),
     )
     sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)
     return model, batches, list(range(held_out)), sampler

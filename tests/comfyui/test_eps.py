@@ -9,11 +9,11 @@ import torch
 from livephoto_core.checkpoint import load_adapter, save_adapter
 from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.conditioning import ClipCondition, even_levels
-from livephoto_core.config import NoiseSchedule, Parts
+from livephoto_core.config import NoiseSchedule, Parts, noise_shares
 from livephoto_core.diffusers_host import DiffusersHost
 from livephoto_core.encoding import decode, encode_photo, encode_text, photo_tokens
 from livephoto_core.evaluation.ablation_arms import Variant, write_variant
-from livephoto_core.noise import share_at, share_noise
+from livephoto_core.noise import share_noise
 
 LINEAR = NoiseSchedule("linear")
 BARE = Parts(intensity=False, content=False, reweight=False)
@@ -115,8 +115,7 @@ def euler(found, base, adapter, schedule, steps=4):
     texts = torch.cat([found["negative"], found["positive"]]).repeat_interleave(found["frames"], 0)
     levels = even_levels(found["level"], 1, found["frames"])
     condition = ClipCondition(found["latent"], found["tokens"], tuple(found["grid"]), levels).repeated(2)
-    shares = share_at(levels, adapter.config.shared_noise, adapter.config.shared_noise_still)
-    x = share_noise(found["start"][None], shares)[0] * (1 + sigmas[0] ** 2).sqrt()
+    x = share_noise(found["start"][None], noise_shares(adapter.config, levels))[0] * (1 + sigmas[0] ** 2).sqrt()
     host = DiffusersHost(base.unet, adapter)
     with host, host.conditioned(condition):
         for sigma, following in itertools.pairwise(sigmas):

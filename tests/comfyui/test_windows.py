@@ -5,7 +5,8 @@ import torch
 
 from livephoto_core.checkpoint import read_config
 from livephoto_core.commands.model_files import DEMO_FOLDER
-from livephoto_core.noise import share_at, share_noise
+from livephoto_core.config import noise_shares
+from livephoto_core.noise import share_noise
 
 FRAMES = 48
 STATIC = [list(range(start, start + 16)) for start in (0, 12, 24, 32)]
@@ -29,8 +30,7 @@ def of_frames(text, places):
 def check_windows(found):
     """Every UNet call got what belongs to its frames; returns the windows of each step."""
     steps, config = {}, read_config(DEMO_FOLDER / "adapter.safetensors")
-    shares = share_at(torch.linspace(1, 10, FRAMES)[None], config.shared_noise, config.shared_noise_still)
-    noise = share_noise(found["noise"][None], shares)[0]
+    noise = share_noise(found["noise"][None], noise_shares(config, torch.linspace(1, 10, FRAMES)[None]))[0]
     for number, window in enumerate(found["windows"]):
         before = found["before"][number]
         places = torch.tensor(window if before is None else [before, *window])

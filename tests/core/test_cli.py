@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 
 from livephoto_core.checkpoint import load_adapter, read_config, read_metadata
 from livephoto_core.cli import main
+from livephoto_core.commands.inspect_file import describe
 from livephoto_core.intensity import calibrate, clip_ssim
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import read_settings, write_clip
@@ -125,6 +127,13 @@ def test_inspect(tiny_adapter_file, tiny_base_folder, capsys):
     bars = capsys.readouterr().out.splitlines()[-4:]
     assert [line.split()[0] for line in bars] == text.split()
     assert all(0 <= float(line.split()[1]) <= 1 for line in bars)
+    for shares, line in (
+        ({}, "each frame's own"),
+        ({"shared_noise": 0.6}, "0.6 of the variance shared by all frames"),
+        ({"shared_noise": 0.5, "shared_noise_still": 0.9}, "0.9 (level 1) to 0.5 (level 10) of the variance shared by all frames"),
+    ):
+        said = describe(tiny_adapter_file, replace(read_config(tiny_adapter_file), **shares))
+        assert [text.split("  ")[-1] for text in said if text.startswith("noise")] == [line]
     assert main(["inspect", str(tiny_adapter_file), "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
     assert described["config"]["frames"] == 2

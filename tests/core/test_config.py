@@ -90,6 +90,7 @@ def test_value_of_the_wrong_kind(values, cause):
         ({"shared_noise": 1.5}, "shared_noise is 1.5; use 0"),
         ({"shared_noise": float("nan")}, "shared_noise is nan; use 0"),
         ({"shared_noise_still": -0.1}, "shared_noise_still is -0.1; use 0"),
+        ({"shared_noise": 0.6, "shared_noise_still": 0.3}, "shared_noise_still is 0.3, less than shared_noise 0.6"),
         ({"ssim_thresholds": THRESHOLDS[:8]}, "nine falling SSIM values"),
         ({"ssim_thresholds": THRESHOLDS[::-1]}, "nine falling SSIM values"),
         ({"ssim_thresholds": (float("nan"), *THRESHOLDS[1:])}, "nine falling SSIM values"),

@@ -46,7 +46,8 @@ def test_one_command_makes_a_demo_that_animates(in_this_process, tmp_path, monke
     build.main()
     demo = tmp_path / "demo"
     config = read_config(demo / "adapter.safetensors")
-    assert config.shared_noise == build.SHARED_NOISE and len(config.ssim_thresholds) == 9
+    assert (config.shared_noise, config.shared_noise_still) == (build.SHARED_NOISE, build.SHARED_NOISE_STILL)
+    assert len(config.ssim_thresholds) == 9
     write_picture(torch.rand(3, 80, 80), tmp_path / "photo.png")
     files = ["--base", str(demo), "--model", str(demo / "adapter.safetensors")]
     out = tmp_path / "clip.webp"

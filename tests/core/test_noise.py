@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from livephoto_core.checkpoint import load_adapter
+from livephoto_core.config import AdapterConfig, Parts, noise_shares
 from livephoto_core.noise import share_at, share_noise
 from livephoto_core.pipeline import LivePhoto, Settings
 
@@ -40,8 +41,24 @@ def test_all_of_it_is_one_noise_for_all_frames(noise):
 def test_what_hardly_moves_shares_more():
     levels = torch.tensor([1.0, 5.5, 10.0])
     assert torch.allclose(share_at(levels, 0.5, 0.9), torch.tensor([0.9, 0.7, 0.5]))
-    # no less than what moves, and the same where nothing is said of it
+    # the same where nothing is said of it
     assert torch.allclose(share_at(levels, 0.5, 0.0), torch.full((3,), 0.5))
+    # rounding ends beyond 1 for some of these
+    assert max(float(share_at(levels, n / 1000, 1.0).max()) for n in range(100)) == 1
+
+
+def test_weights_that_know_no_levels_have_one_share_for_all():
+    config = AdapterConfig(shared_noise=0.5, shared_noise_still=0.95)
+    bare = replace(config, parts=Parts(intensity=False))
+    levels = torch.tensor([[1.0, 10.0]])
+    assert torch.allclose(noise_shares(config, levels), torch.tensor([[0.95, 0.5]]))
+    assert torch.allclose(noise_shares(bare, levels), torch.tensor([[0.5, 0.5]]))
+
+
+def test_half_precision_keeps_a_share_close_to_one():
+    own = torch.randn(1, 2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    shared = share_noise(own.bfloat16(), 0.999).float()
+    assert (shared[0, 1] - shared[0, 0]).std() == pytest.approx((2 - 2 * 0.999**0.5) ** 0.5, rel=0.1)
 
 
 def test_each_frame_may_have_a_share_of_its_own(noise):
