@@ -26,8 +26,8 @@ from .vae import learning_rate
 
 LAYERS = 6
 RATE = 1.5e-3
-# so many pictures in ten are seen with so many of ten patches hidden
-MASKED_PICTURES, HIDDEN_PATCHES = 2, 4
+# a share of the pictures is seen with a share of the patches hidden
+MASKED_PICTURES, HIDDEN_PATCHES = 0.2, 0.4
 # beside the error of the pixels that are seen, which is of numbers around one
 SIGHT_WEIGHT, HIDDEN_WEIGHT = 2.0, 0.5
 # scenes other than the caches', which are of seeds 0 and 1; those without a thing teach only pixels
@@ -99,17 +99,17 @@ def loss_of(
 ) -> torch.Tensor:
     """The loss of a batch of `Sights`: the first pictures are seen with patches hidden, for their pixels alone."""
     pictures = normalised(frames)
-    masked = round(MASKED_PICTURES / 10 * len(pictures))
+    masked = round(MASKED_PICTURES * len(pictures))
     tokens = patch_tokens(encoder, pictures[masked:])
     loss = readout.pixel_loss(tokens, pictures[masked:]) + SIGHT_WEIGHT * readout.sight_loss(tokens, cover[masked:], place[masked:])
     if masked:
-        hidden = torch.rand(masked, tokens.shape[1], generator=generator) < HIDDEN_PATCHES / 10
+        hidden = torch.rand(masked, tokens.shape[1], generator=generator) < HIDDEN_PATCHES
         loss = loss + HIDDEN_WEIGHT * readout.pixel_loss(patch_tokens(encoder, pictures[:masked], hidden), pictures[:masked])
     return loss
 
 
 def train_patch_encoder(sights: Sights, steps: int, batch: int) -> tuple[Dinov2Model, Readout]:
-    """A new encoder, taught to see, and what reads out of its tokens what it sees; batches of five or more have hidden patches."""
+    """A new encoder, taught to see, and what reads out of its tokens what it sees; batches of three or more have hidden patches."""
     torch.manual_seed(0)
     encoder = new_patch_encoder(sights.clips.size)
     readout = Readout(encoder.config)

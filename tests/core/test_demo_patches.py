@@ -69,5 +69,7 @@ def test_some_steps_teach_the_encoder_pixels_and_places(noise, monkeypatch):
         pictures = normalised(frames)
         tokens = patch_tokens(encoder, pictures)
         errors.append((readout.pixel_loss(tokens, pictures).item(), readout.sight_loss(tokens, cover, place).item()))
+    # zero until patches are hidden
+    assert encoder.embeddings.mask_token.abs().max() > 0
     (pixels, sight), (taught_pixels, taught_sight) = errors
     assert taught_pixels < 0.8 * pixels and taught_sight < 0.7 * sight
