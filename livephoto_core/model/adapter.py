@@ -72,7 +72,13 @@ class LivePhotoAdapter(nn.Module):
         self.content = Sites(
             {
                 name: ContentAttention(
-                    channels, content.width, content.heads, content.head_width, content.positions, operations
+                    channels,
+                    content.width,
+                    content.heads,
+                    content.head_width,
+                    content.positions,
+                    operations,
+                    centred=content.centred,
                 )
                 for name, channels in (content_sites(base) if parts.content else {}).items()
             }

@@ -2,7 +2,8 @@
 
 Keys and values depend only on the photo. With rope positions a query looks from its own place, moved by an offset that it learns
 from its hidden state. The offset is affine in the place: "a fifth of the picture to the left" is one direction of the hidden
-state, which is what a sliding picture needs, and so are "outwards" and "round the middle", for zooms and turns.
+state, which is what a sliding picture needs, and so are "outwards" and "round the middle", for zooms and turns. Centred offsets have
+a middle of their own, which a query reads from its hidden state too: that of a thing which grows or spins.
 """
 
 from __future__ import annotations
@@ -57,12 +58,13 @@ def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     )
 
 
-def affine_offsets(fields: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Offsets [..., N, heads, 2] at places [N, 2] in 0..1 from fields [..., N, heads, 3, 2]: a constant, a slope down, one across.
+def affine_offsets(fields: torch.Tensor, away: torch.Tensor) -> torch.Tensor:
+    """Offsets [..., N, heads, 2] from fields [..., N, heads, 3, 2]: a constant, a slope down, one across.
 
-    Slopes count from the middle of the picture to its edge.
+    `away` [..., N, heads or 1, 2] is how far places are from what the slopes count from, (y, x), one from a picture's middle to its
+    edge.
     """
-    down, across = (2 * places - 1)[:, None, :, None].unbind(2)
+    down, across = away[..., None].unbind(-2)
     constant, slope_down, slope_across = fields.unbind(-2)
     return torch.addcmul(torch.addcmul(constant, slope_down, down), slope_across, across)
 
@@ -71,11 +73,19 @@ class ContentAttention(nn.Module):
     """Cross-attention of one spatial transformer onto the photo's tokens; adds nothing at the start of training."""
 
     def __init__(
-        self, channels: int, token_width: int, heads: int, head_width: int, positions: str, operations: Any = nn
+        self,
+        channels: int,
+        token_width: int,
+        heads: int,
+        head_width: int,
+        positions: str,
+        operations: Any = nn,
+        *,
+        centred: bool = False,
     ):
         super().__init__()
         inner = heads * head_width
-        self.heads, self.head_width, self.positions = heads, head_width, positions
+        self.heads, self.head_width, self.positions, self.centred = heads, head_width, positions, centred
         self.to_q = operations.Linear(channels, inner)
         self.to_k = operations.Linear(token_width, inner)
         self.to_v = operations.Linear(token_width, inner)
@@ -87,6 +97,11 @@ class ContentAttention(nn.Module):
             self.to_offset = operations.Linear(channels, 6 * heads)
             nn.init.zeros_(self.to_offset.weight)
             nn.init.zeros_(self.to_offset.bias)
+            if centred:
+                # for each head y and x, from the picture's middle
+                self.to_centre = operations.Linear(channels, 2 * heads)
+                nn.init.zeros_(self.to_centre.weight)
+                nn.init.zeros_(self.to_centre.bias)
             # the constant part of queries and keys carries the place; equal phases: each place first looks at itself
             for layer in (self.to_q, self.to_k):
                 nn.init.ones_(layer.bias)
@@ -104,7 +119,10 @@ class ContentAttention(nn.Module):
         if self.positions == "rope":
             places = grid_positions(*grid, device=q.device)
             fields = rearrange(self.to_offset(x).float(), "n p (h o a) -> n p h o a", h=self.heads, a=2)
-            moved = places[:, None] + OFFSET_UNIT * affine_offsets(fields, places)
+            away = (2 * places - 1)[:, None]
+            if self.centred:
+                away = away - rearrange(self.to_centre(x).float(), "n p (h a) -> n p h a", a=2)
+            moved = places[:, None] + OFFSET_UNIT * affine_offsets(fields, away)
             q = rotate(q, rope_angles(moved, self.head_width))
         q = rearrange(q, "(b f) p h d -> b h (f p) d", b=len(image.keys))
         out = self.to_out(attend(q, image.keys.to(q), image.values.to(q)))
