@@ -183,8 +183,9 @@ def _mismatch(state: dict[str, Any], model: TrainingModel, optimizer: torch.opti
     """
     saved = json.loads(state.get("settings", "{}"))
     if saved:
-        # before there were shares, each frame had its own noise
+        # before there were shares, each frame had its own noise; before there were centres, looks turned round the picture's middle
         saved = {"adapter.shared_noise": 0.0, "adapter.shared_noise_still": 0.0, **saved}
+        saved["adapter.content"] = {"centred": False, **saved.get("adapter.content", settings["adapter.content"])}
     for name in saved.keys() & settings.keys():
         if saved[name] != settings[name]:
             return f"was written with {name} {saved[name]}, the config has {settings[name]}"
