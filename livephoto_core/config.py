@@ -57,7 +57,7 @@ class ContentShape:
     heads: int = 8
     head_width: int = 64
     positions: str = "rope"
-    centred: bool = False
+    centred: bool = True
 
 
 @dataclass(frozen=True)
@@ -261,6 +261,10 @@ def from_json(text: str) -> AdapterConfig:
     if isinstance(values, dict):
         # Before the names: another family or a later version has names of its own.
         _check_format(values.get("family", FAMILY), values.get("format_version", FORMAT_VERSION))
+        content = values.get("content", {})
+        if isinstance(content, dict):
+            # a checkpoint that does not say so was made before there were centres
+            values = {**values, "content": {"centred": False, **content}}
     return from_dict(values)
 
 

@@ -58,9 +58,7 @@ def adapter_config(unet: UNet2DConditionModel, frames: int = 16, size: int = 64)
 
 def content_shape(size: int = 64) -> ContentShape:
     """The demo adapter's image branch, onto the demo's patch encoder."""
-    return ContentShape(
-        encoder="demo", image_size=size, patch_size=4, token_width=96, width=96, heads=4, head_width=32, positions="rope"
-    )
+    return ContentShape(encoder="demo", image_size=size, patch_size=4, token_width=96, width=96, heads=4, head_width=32)
 
 
 def train_on_stills(

@@ -42,6 +42,14 @@ def test_a_checkpoint_that_does_not_say_on_what_its_levels_were_measured(tiny_co
     assert from_json(json.dumps(values)).intensity_from == "frames"
 
 
+def test_a_checkpoint_of_before_there_were_centres(tiny_config):
+    values = json.loads(to_json(tiny_config))
+    assert from_json(json.dumps(values)).content.centred
+    del values["content"]["centred"]
+    assert not from_json(json.dumps(values)).content.centred
+    assert not from_json("{}").content.centred
+
+
 def test_whole_number_stands_for_a_fraction():
     config = from_dict({"ssim_thresholds": [1, *THRESHOLDS[1:]]})
     assert config.ssim_thresholds == (1.0, *THRESHOLDS[1:])

@@ -177,12 +177,15 @@ def test_rotated_products_depend_on_the_distance_alone():
 SIDE = 4
 
 
-def looking_attention(query, offset=(0.0, 0.0), down=(0.0, 0.0), across=(0.0, 0.0)):
+def looking_attention(query, offset=(0.0, 0.0), down=(0.0, 0.0), across=(0.0, 0.0), centre=None):
     """Content attention whose output is its attention map: one token a place, values and output handed through.
 
-    offset, down, across: (y, x) of the look's move, and what is added to it from the middle of the picture to its edge.
+    offset, down, across: (y, x) of the look's move, and what is added to it from the middle of the picture to its edge. centre: (y, x)
+    of what that counts from, 1 at the edge; None without centres.
     """
-    attention = ContentAttention(SIDE * SIDE, SIDE * SIDE, heads=1, head_width=SIDE * SIDE, positions="rope")
+    attention = ContentAttention(
+        SIDE * SIDE, SIDE * SIDE, heads=1, head_width=SIDE * SIDE, positions="rope", centred=centre is not None
+    )
     with torch.no_grad():
         for layer in (attention.to_q, attention.to_k):
             layer.weight.zero_()
@@ -191,6 +194,8 @@ def looking_attention(query, offset=(0.0, 0.0), down=(0.0, 0.0), across=(0.0, 0.
             layer.bias.zero_()
         attention.to_q.bias.copy_(query(attention.to_q.bias))
         attention.to_offset.bias.copy_(torch.tensor([*offset, *down, *across]) / OFFSET_UNIT)
+        if centre is not None:
+            attention.to_centre.bias.copy_(torch.tensor(centre))
     tokens = torch.eye(SIDE * SIDE)[None]
     with torch.no_grad():
         image = attention.keys_values(tokens, (SIDE, SIDE))
@@ -227,6 +232,17 @@ def test_a_learnt_slope_mirrors_the_look(y, x):
         for column in range(SIDE):
             there = (SIDE - 1 - row if y else row) * SIDE + (SIDE - 1 - column if x else column)
             assert (maps[:, row * SIDE + column, there] > 0.9).all()
+
+
+@pytest.mark.parametrize(("centre", "around"), [((0.0, 0.0), 0), ((0.5, -0.5), 1)])
+def test_a_centred_look_mirrors_round_a_middle_of_its_own(centre, around):
+    """Upside down and left to right round a place that is `around` places below and to the left of the picture's middle."""
+    maps = looking_attention(lambda bias: 8 * bias, down=(-1.0, 0.0), across=(0.0, -1.0), centre=centre)
+    for row in range(SIDE):
+        for column in range(SIDE):
+            to_row, to_column = SIDE - 1 - row + 2 * around, SIDE - 1 - column - 2 * around
+            if 0 <= to_row < SIDE and 0 <= to_column < SIDE:
+                assert (maps[:, row * SIDE + column, to_row * SIDE + to_column] > 0.9).all()
 
 
 def assert_looks_away(maps, move):

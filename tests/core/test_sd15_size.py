@@ -24,7 +24,7 @@ SD15_PARAMETERS = 859_520_964
 COUNTS = {
     "condition stem": 17_280,
     "motion modules": 453_209_280,
-    "content attention": 26_788_032,
+    "content attention": 26_987_968,
     "text re-weighter": 21_277_456,
 }
 
