@@ -46,7 +46,8 @@ class ContentShape:
     """The image branch: which encoder's patch tokens, and the attention onto them.
 
     `positions` is "rope" (queries and keys know their place in the picture, so that one place can fetch from another) or
-    "none"; with rope, `centred` lets a place tell round what it turns and scales its look. `encoder` and `image_size` name the patch encoder and the side in pixels of the picture it is given.
+    "none"; with rope, `centred` lets a place tell round what it turns and scales its look. `encoder` and `image_size` name the
+    patch encoder and the side in pixels of the picture it is given.
     """
 
     encoder: str = "facebook/dinov2-large"

@@ -49,7 +49,7 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
     by = config.intensity_measure
     ends = config.ssim_thresholds if by == "ssim" else [1 - t for t in config.ssim_thresholds]
     thresholds = ", ".join(f"{end:.4g}" if by == "mse" else f"{end:.4f}" for end in ends)
-    centred = ", centred" if content.centred else ""
+    places = content.positions + ", centred" * content.centred
     of = "" if by == "ssim" else f" of {MOTION_NAMES[by]}"
     lines = {
         "file": f"{path} ({path.stat().st_size / 2**20:.1f} MiB)",
@@ -58,7 +58,7 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
         "base UNet": f"{base.latent_channels} latent channels, levels of {', '.join(map(str, base.block_channels))} channels, "
         f"text width {base.context_width}",
         "motion": f"{motion.heads} heads, {motion.attention_blocks} attention blocks, up to {motion.max_frames} frames",
-        "content": f"{content.encoder}, {content.image_size} px in patches of {content.patch_size}, positions {content.positions}{centred}",
+        "content": f"{content.encoder}, {content.image_size} px in patches of {content.patch_size}, positions {places}",
         "schedule": f"{schedule.kind} betas {schedule.beta_start:g} to {schedule.beta_end:g}, {schedule.timesteps} timesteps",
         "noise": _noise_line(config),
         "levels": f"{thresholds}{of}, measured on {config.intensity_from}" if thresholds else "not calibrated",

@@ -2,8 +2,8 @@
 
 Keys and values depend only on the photo. With rope positions a query looks from its own place, moved by an offset that it learns
 from its hidden state. The offset is affine in the place: "a fifth of the picture to the left" is one direction of the hidden
-state, which is what a sliding picture needs, and so are "outwards" and "round the middle", for zooms and turns. Centred offsets have
-a middle of their own, which a query reads from its hidden state too: that of a thing which grows or spins.
+state, which is what a sliding picture needs, and so are "outwards" and "round the middle", for zooms and turns. Centred offsets
+have a middle of their own, which a query reads from its hidden state too: that of a thing which grows or spins.
 """
 
 from __future__ import annotations

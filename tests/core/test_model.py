@@ -180,8 +180,8 @@ SIDE = 4
 def looking_attention(query, offset=(0.0, 0.0), down=(0.0, 0.0), across=(0.0, 0.0), centre=None):
     """Content attention whose output is its attention map: one token a place, values and output handed through.
 
-    offset, down, across: (y, x) of the look's move, and what is added to it from the middle of the picture to its edge. centre: (y, x)
-    of what that counts from, 1 at the edge; None without centres.
+    offset, down, across: (y, x) of the look's move, and what is added to it from the middle of the picture to its edge. centre:
+    (y, x) of what that counts from, 1 at the edge; None without centres.
     """
     attention = ContentAttention(
         SIDE * SIDE, SIDE * SIDE, heads=1, head_width=SIDE * SIDE, positions="rope", centred=centre is not None
