@@ -15,7 +15,7 @@ import torch
 
 from ..conditioning import even_levels
 from ..intensity import level
-from ..noise import share_at, share_noise
+from ..noise import share_noise
 from .cache import CachedClips
 from .model import Batch
 
@@ -92,8 +92,8 @@ class Batches:
     thresholds: nine values of what `clips.ssims` are, see `intensity.level`.
     batch: clips of a step, over all processes and accumulated parts.
     frames_per_clip: how many frames of a clip a step trains on, 0 for all.
-    timesteps: of the noise schedule; timestep_shift: see `drawn_timesteps`. shared_noise, shared_noise_still: see `share_at`, whose
-    share is the most that `drawn_share` draws.
+    timesteps: of the noise schedule; timestep_shift: see `drawn_timesteps`. shared_noise: the most that `drawn_share` draws, for
+    clips of any level: where noise hardly differs, what moves shows through it, and the text need not be read.
     """
 
     def __init__(
@@ -110,14 +110,13 @@ class Batches:
         timesteps: int = 1000,
         timestep_shift: float = 1.0,
         shared_noise: float = 0.0,
-        shared_noise_still: float = 0.0,
     ):
         self.clips, self.indices = clips, indices
         self.text_ids, self.empty_ids = text_ids, empty_ids
         self.thresholds, self.batch, self.seed = thresholds, batch, seed
         self.text_drop, self.frames_per_clip = text_drop, frames_per_clip
         self.timesteps, self.timestep_shift = timesteps, timestep_shift
-        self.shared_noise, self.shared_noise_still = shared_noise, shared_noise_still
+        self.shared_noise = shared_noise
         self._epoch, self._order = -1, torch.empty(0)
 
     def _picked(self, position: int) -> int:
@@ -131,9 +130,6 @@ class Batches:
         """The level of each frame [B, length] of clips."""
         return torch.cat([even_levels(level(float(self.clips.ssims[i]), self.thresholds), 1, length) for i in indices])
 
-    def _shares(self, levels: torch.Tensor) -> torch.Tensor:
-        return share_at(levels, self.shared_noise, self.shared_noise_still)
-
     def step(self, step: int, rows: range | None = None) -> Batch:
         """The batch of an optimizer step; `rows` picks this process's (or this accumulated part's) share of it."""
         rows = rows or range(self.batch)
@@ -146,8 +142,7 @@ class Batches:
         shape = (len(places) if places is not None else length, *latents.shape[2:])
         has_first = places is None or int(places[0]) == 0
         levels = self._levels(indices, length)
-        shares = [drawn_share(p, float(most), self.seed) for p, most in zip(positions, self._shares(levels[:, 0]), strict=True)]
-        noise = [drawn_noise(p, shape, share, has_first, self.seed) for p, share in zip(positions, shares, strict=True)]
+        noise = [drawn_noise(p, shape, drawn_share(p, self.shared_noise, self.seed), has_first, self.seed) for p in positions]
         drops = [float(torch.rand((), generator=_generator(self.seed, 5, p))) < self.text_drop for p in positions]
         text = torch.stack([self.empty_ids if d else self.text_ids[i] for d, i in zip(drops, indices, strict=True)])
         return Batch(
@@ -172,7 +167,7 @@ class Batches:
         levels = self._levels(indices, length)
         return Batch(
             latents=latents,
-            noise=share_noise(noise, self._shares(levels)),
+            noise=share_noise(noise, self.shared_noise),
             timesteps=torch.full((len(indices),), timestep),
             text_ids=self.text_ids[indices],
             tokens=self.clips.tokens(indices),

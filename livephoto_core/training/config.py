@@ -57,9 +57,9 @@ class RunConfig:
     `batch` counts clips over all processes and accumulated steps. `frames_per_clip` trains on that many frames drawn from each
     clip, 0 for all. `motion_weight`, `first_frame_weight`, `padding_penalty` and `word_penalty` are those of model.LossWeights; at
     their defaults the loss is the paper's plain mean. `timestep_shift` above 1 draws more of the noisy timesteps, where motion is
-    decided. `shared_noise` and `shared_noise_still` are the shares of the noise that frames have in common at level 10 and
-    at level 1 (noise.py), which the checkpoint then keeps; 0 is the paper's, -1 what the adapter says, and `shared_noise` alone is
-    for all levels.
+    decided. `shared_noise` is the share of the noise that frames have in common (noise.py); the checkpoint keeps it for level 10,
+    and `shared_noise_still`, on which nothing is trained, for level 1. 0 is the paper's, -1 what the adapter says, and
+    `shared_noise` alone is for all levels.
 
     Without `freeze_base` the UNet and the text encoder train too, and `out` is then a whole base folder. `optimizer` is "adamw", or
     "muon": Muon for the matrices of hidden layers and AdamW for the rest, at one learning rate. `rate_factors` multiplies the

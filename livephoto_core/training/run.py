@@ -18,7 +18,7 @@ from torch import nn
 from ..animatediff import load_motion, motion_shape_of
 from ..base import Base, load_base
 from ..checkpoint import load_adapter, read_config
-from ..config import AdapterConfig, MotionShape, still_share
+from ..config import AdapterConfig, MotionShape
 from ..data.clips import ClipSample, Skipped, Source, Window, report
 from ..data.folder import FolderSource
 from ..data.source import open_source
@@ -320,7 +320,6 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         config.schedule.timesteps,
         run.timestep_shift,
         config.shared_noise,
-        still_share(config),
     )
     sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)
     return model, batches, list(range(held_out)), sampler
