@@ -93,7 +93,8 @@ class Batches:
     batch: clips of a step, over all processes and accumulated parts.
     frames_per_clip: how many frames of a clip a step trains on, 0 for all.
     timesteps: of the noise schedule; timestep_shift: see `drawn_timesteps`. shared_noise: the most that `drawn_share` draws, for
-    clips of any level: where noise hardly differs, what moves shows through it, and the text need not be read.
+    clips of any level: where noise hardly differs, what moves shows through it, and the text need not be read. pure_noise: the
+    share of clips that are unseen at the last timestep.
     """
 
     def __init__(
@@ -110,13 +111,14 @@ class Batches:
         timesteps: int = 1000,
         timestep_shift: float = 1.0,
         shared_noise: float = 0.0,
+        pure_noise: float = 0.0,
     ):
         self.clips, self.indices = clips, indices
         self.text_ids, self.empty_ids = text_ids, empty_ids
         self.thresholds, self.batch, self.seed = thresholds, batch, seed
         self.text_drop, self.frames_per_clip = text_drop, frames_per_clip
         self.timesteps, self.timestep_shift = timesteps, timestep_shift
-        self.shared_noise = shared_noise
+        self.shared_noise, self.pure_noise = shared_noise, pure_noise
         self._epoch, self._order = -1, torch.empty(0)
 
     def _picked(self, position: int) -> int:
@@ -136,6 +138,8 @@ class Batches:
         positions = [step * self.batch + r for r in rows]
         indices = [self._picked(p) for p in positions]
         timesteps = drawn_timesteps(step, self.batch, self.timesteps, self.seed, self.timestep_shift)[list(rows)]
+        unseen = torch.tensor([float(torch.rand((), generator=_generator(self.seed, 9, p))) < self.pure_noise for p in positions])
+        timesteps = timesteps.masked_fill(unseen, self.timesteps - 1)
         latents = self.clips.latents(indices)
         length = latents.shape[1]
         places = drawn_places(step, length, self.frames_per_clip, self.seed)
@@ -155,6 +159,7 @@ class Batches:
             levels=levels if places is None else levels[:, places],
             places=places,
             length=length,
+            unseen=unseen if self.pure_noise else None,
         )
 
     # torch cannot stack the cache's halves under a CPU's bfloat16

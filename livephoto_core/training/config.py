@@ -59,7 +59,9 @@ class RunConfig:
     their defaults the loss is the paper's plain mean. `timestep_shift` above 1 draws more of the noisy timesteps, where motion is
     decided. `shared_noise` is the share of the noise that frames have in common (noise.py); the checkpoint keeps it for level 10,
     and `shared_noise_still`, on which nothing is trained, for level 1. 0 is the paper's, -1 what the adapter says, and
-    `shared_noise` alone is for all levels.
+    `shared_noise` alone is for all levels. `pure_noise` is the share of clips of which the UNet sees pure noise at the last
+    timestep, as sampling starts: the little that a schedule leaves of a clip there tells its motion, and the text need not be read
+    (after Lin et al., arXiv 2305.08891). It is for a base that predicts v.
 
     Without `freeze_base` the UNet and the text encoder train too, and `out` is then a whole base folder. `optimizer` is "adamw", or
     "muon": Muon for the matrices of hidden layers and AdamW for the rest, at one learning rate. `rate_factors` multiplies the
@@ -96,6 +98,7 @@ class RunConfig:
     padding_penalty: float = 0.0
     word_penalty: float = 0.0
     timestep_shift: float = 1.0
+    pure_noise: float = 0.0
     shared_noise: float = AS_THE_ADAPTER_SAYS
     shared_noise_still: float = AS_THE_ADAPTER_SAYS
     mixed_precision: str = "no"
@@ -257,7 +260,7 @@ _AT_LEAST_ZERO = (
     "sample_every",
     "sample_cfg",
 )
-_SHARES = ("text_drop", "ema", "decay_from")
+_SHARES = ("text_drop", "ema", "decay_from", "pure_noise")
 
 
 def _check(run: RunConfig) -> None:

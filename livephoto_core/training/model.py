@@ -24,6 +24,7 @@ class Batch:
     timesteps: [B].
     text_ids: the captions' token ids [B, 77].
     tokens, grid, levels, places, length: as in ClipCondition.
+    unseen: [B], true for clips of which nothing is left in what the UNet is given; None for none.
     """
 
     latents: torch.Tensor
@@ -35,6 +36,7 @@ class Batch:
     levels: torch.Tensor
     places: torch.Tensor | None
     length: int
+    unseen: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -152,6 +154,8 @@ class TrainingModel(nn.Module):
             latents = latents[:, places]
         kept = kept_at(self.alphas, batch.timesteps)
         noisy = add_noise(latents, batch.noise, kept)
+        if batch.unseen is not None:
+            noisy = torch.where(batch.unseen[:, None, None, None, None], batch.noise, noisy)
         wanted = prediction_target(latents, batch.noise, kept, self.prediction)
         text, weights = self.weigh_text(batch)
         error = (self.predict(batch, noisy, reference, self.host.weigh(text, weights)).float() - wanted).square()

@@ -40,6 +40,7 @@ FIXED_SETTINGS = (
     "padding_penalty",
     "word_penalty",
     "timestep_shift",
+    "pure_noise",
     "seed",
 )
 
