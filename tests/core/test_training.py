@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -593,6 +594,31 @@ def test_no_clip_shares_more_noise_in_training_than_what_moves_most(run_file, tm
         assert torch.allclose(shared, expected, atol=1e-5)
 
 
+def test_a_share_of_the_clips_is_seen_as_pure_noise_at_the_last_timestep(run_file):
+    model, batches, *_ = prepare(load_run(run_file(pure_noise=0.4)))
+    plain = prepare(load_run(run_file()))[1]
+    found = [(batches.step(step), plain.step(step)) for step in range(100)]
+    unseen = torch.stack([mixed.unseen for mixed, _ in found])
+    assert 0.3 < unseen.float().mean() < 0.5 and plain.step(0).unseen is None
+    for mixed, own in found:
+        assert torch.equal(mixed.timesteps, torch.where(mixed.unseen, 999, own.timesteps))
+        assert torch.equal(mixed.noise, own.noise) and torch.equal(mixed.text_ids, own.text_ids)
+    batch = next(mixed for mixed, _ in found if mixed.unseen.any() and not mixed.unseen.all())
+    given = []
+    model.unet.register_forward_pre_hook(lambda unet, inputs: given.append(inputs[0]))
+    model(batch)
+    same = (given[0].unflatten(0, batch.noise.shape[:2]) == batch.noise).flatten(1).all(1)
+    assert torch.equal(same, batch.unseen)
+
+
+def test_pure_noise_is_for_bases_that_predict_v(run_file, tiny_base_folder, tmp_path):
+    shutil.copytree(tiny_base_folder, tmp_path / "eps")
+    path = tmp_path / "eps" / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("v_prediction", "epsilon"))
+    with pytest.raises(LivePhotoError, match=r"pure_noise is 0.2, but .* predicts epsilon"):
+        prepare(load_run(run_file(base=str(tmp_path / "eps"), pure_noise=0.2)))
+
+
 def test_one_share_alone_is_for_all_levels(run_file, tmp_path, cache_folder):
     train(run_file(steps=1, shared_noise=0.5, shared_noise_still=0.95))
     start = {"start_adapter": str(tmp_path / "run" / "adapter.safetensors")}
@@ -639,6 +665,7 @@ def test_learning_rate_rises_holds_and_falls():
         ({"base": "b", "frames_per_clip": 99}, "99"),
         ({"base": "b", "first_frame_weight": 0}, "first_frame_weight is 0"),
         ({"base": "b", "padding_penalty": -1}, "padding_penalty is -1"),
+        ({"base": "b", "pure_noise": 1.5}, "pure_noise is 1.5"),
         ({"base": "b", "shared_noise": 2}, "shared_noise is 2"),
         ({"base": "b", "shared_noise": -0.5}, "shared_noise is -0.5"),
         ({"base": "b", "shared_noise_still": 1.5}, "shared_noise_still is 1.5"),
