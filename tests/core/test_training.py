@@ -438,9 +438,12 @@ def test_state_comes_back_whole_with_the_scale_of_half_precision(started, tmp_pa
     before = {name: value for name, value in json.loads(state["settings"]).items() if "shared_noise" not in name}
     before["adapter.content"].pop("centred")
     torch.save({**state, "settings": json.dumps(before)}, tmp_path / "state.pt")
-    assert load_state(tmp_path, model, optimizer, average, settings, scaler) == 7, "from before there were shares and centres"
+    uncentred = {**settings, "adapter.content": {**settings["adapter.content"], "centred": False}}
+    assert load_state(tmp_path, model, optimizer, average, uncentred, scaler) == 7, "from before there were shares and centres"
+    with pytest.raises(LivePhotoError, match=r"adapter\.content .*'centred': False.* the config has .*'centred': True"):
+        load_state(tmp_path, model, optimizer, average, settings, scaler)
     with pytest.raises(LivePhotoError, match=r"adapter\.shared_noise_still 0\.0, the config has 0\.9"):
-        load_state(tmp_path, model, optimizer, average, {**settings, "adapter.shared_noise_still": 0.9}, scaler)
+        load_state(tmp_path, model, optimizer, average, {**uncentred, "adapter.shared_noise_still": 0.9}, scaler)
     torch.save({key: state[key] for key in ("step", "model", "average", "optimizer")}, tmp_path / "state.pt")
     assert load_state(tmp_path, model, optimizer, average, settings, scaler) == 7, "a state of the first version"
 
