@@ -49,7 +49,7 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
     by = config.intensity_measure
     ends = config.ssim_thresholds if by == "ssim" else [1 - t for t in config.ssim_thresholds]
     thresholds = ", ".join(f"{end:.4g}" if by == "mse" else f"{end:.4f}" for end in ends)
-    places = content.positions + ", centred" * content.centred
+    places = content.positions + ", centred" * (content.positions == "rope" and content.centred)
     of = "" if by == "ssim" else f" of {MOTION_NAMES[by]}"
     lines = {
         "file": f"{path} ({path.stat().st_size / 2**20:.1f} MiB)",

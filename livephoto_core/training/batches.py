@@ -159,7 +159,7 @@ class Batches:
             levels=levels if places is None else levels[:, places],
             places=places,
             length=length,
-            unseen=unseen if self.pure_noise else None,
+            unseen=unseen,
         )
 
     # torch cannot stack the cache's halves under a CPU's bfloat16

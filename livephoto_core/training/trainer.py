@@ -184,8 +184,8 @@ def _mismatch(state: dict[str, Any], model: TrainingModel, optimizer: torch.opti
     """
     saved = json.loads(state.get("settings", "{}"))
     if saved:
-        # before there were shares, each frame had its own noise; before there were centres, looks turned round the picture's middle
-        saved = {"adapter.shared_noise": 0.0, "adapter.shared_noise_still": 0.0, **saved}
+        # what runs did before there were these settings: own noise for each frame, looks that turn round the picture's middle
+        saved = {"pure_noise": 0.0, "adapter.shared_noise": 0.0, "adapter.shared_noise_still": 0.0, **saved}
         saved["adapter.content"] = {"centred": False, **saved.get("adapter.content", settings["adapter.content"])}
     for name in saved.keys() & settings.keys():
         if saved[name] != settings[name]:

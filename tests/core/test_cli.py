@@ -120,8 +120,11 @@ def test_measure_of_what_animate_wrote(photo, model, tmp_path, capsys):
 def test_inspect(tiny_adapter_file, tiny_base_folder, capsys):
     assert main(["inspect", str(tiny_adapter_file)]) == 0
     shown = capsys.readouterr().out
-    for part in ("sd15", "2 frames of 64x64 px", "scaled_linear", "0.9900", "motion modules", "made by"):
+    for part in ("sd15", "2 frames of 64x64 px", "scaled_linear", "0.9900", "motion modules", "made by", "rope, centred"):
         assert part in shown
+    config = read_config(tiny_adapter_file)
+    unplaced = replace(config, content=replace(config.content, positions="none"))
+    assert any(line.endswith("positions none") for line in describe(tiny_adapter_file, unplaced))
     text = "the red circle spins"
     assert main(["inspect", str(tiny_adapter_file), "--base", str(tiny_base_folder), "--text", text]) == 0
     bars = capsys.readouterr().out.splitlines()[-4:]
