@@ -49,6 +49,44 @@ def patch_tokens(output: Any, photos: int) -> tuple[torch.Tensor, tuple[int, int
     return tokens, (side, side)
 
 
+def check_same_view(photo: torch.Tensor, width: int, height: int, fit: str) -> None:
+    """Refuse tokens of a whole photo or of its middle square where the clip shows something else of it.
+
+    Args:
+        photo: IMAGE [B, H, W, C], before it is brought to the clip's size.
+
+    Raises:
+        LivePhotoError: no setting of CLIP Vision Encode shows it what the clip shows.
+    """
+    tall, wide = photo.shape[1:3]
+    alike = abs(wide / tall / (width / height) - 1) < 0.03
+    if not (alike or fit == "stretch" or (fit == "crop" and width == height)):
+        raise LivePhotoError(
+            f"a photo of {wide}x{tall} with fit {fit} for a clip of {width}x{height}: CLIP Vision Encode saw another part of it "
+            "than the clip shows; connect its CLIP_VISION to clip_vision here in place of the clip_vision_output"
+        )
+
+
+def tokens_of(
+    image: torch.Tensor, photo: torch.Tensor, fit: str, output: Any | None, encoder: Any | None
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Patch tokens and grid of a photo, from a CLIP_VISION_OUTPUT of `image` or by a CLIP_VISION that sees the fitted `photo`.
+
+    Raises:
+        LivePhotoError: neither or both are given, or the output does not go with the photo.
+    """
+    if (output is None) == (encoder is None):
+        raise LivePhotoError(
+            f"Encode Reference Photo has {'neither' if output is None else 'both'} of clip_vision and clip_vision_output: "
+            "connect one"
+        )
+    if output is None:
+        return patch_tokens(encoder.encode_image(photo, crop=False), len(photo))
+    found = patch_tokens(output, len(photo))
+    check_same_view(image, photo.shape[2], photo.shape[1], fit)
+    return found
+
+
 class LivePhotoReferenceEncode(io.ComfyNode):
     """The photo as latent and patch tokens, and the empty latent of a clip of its size."""
 
@@ -64,7 +102,15 @@ class LivePhotoReferenceEncode(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE of the MODEL."),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
-                    tooltip="The same photo through CLIP Vision Encode, with DINOv2 (or the demo's CLIP_VISION).",
+                    optional=True,
+                    tooltip="The same photo through CLIP Vision Encode, with DINOv2 (or the demo's CLIP_VISION). Connect this or "
+                    "clip_vision.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="DINOv2 from Load CLIP Vision, or the demo's CLIP_VISION: it sees the photo as the clip shows it, at "
+                    "any size and fit.",
                 ),
                 io.Int.Input("width", default=512, min=32, max=2048, step=8, tooltip="Width of the clip in pixels."),
                 io.Int.Input("height", default=512, min=32, max=2048, step=8, tooltip="Height of the clip in pixels."),
@@ -85,11 +131,19 @@ class LivePhotoReferenceEncode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image: torch.Tensor, vae: Any, clip_vision_output: Any, width: int, height: int, fit: str, frames: int
+        cls,
+        image: torch.Tensor,
+        vae: Any,
+        width: int,
+        height: int,
+        fit: str,
+        frames: int,
+        clip_vision_output: Any | None = None,
+        clip_vision: Any | None = None,
     ) -> io.NodeOutput:
         check_choice("fit", fit, FITS)
         photo = fitted(image, width, height, fit)
-        tokens, grid = patch_tokens(clip_vision_output, len(photo))
+        tokens, grid = tokens_of(image, photo, fit, clip_vision_output, clip_vision)
         latent = vae.encode(photo)
         empty = torch.zeros(len(photo) * frames, *latent.shape[1:])
         return io.NodeOutput(Reference(latent, tokens, grid), photo, {"samples": empty}, ui=ui.PreviewImage(photo, cls=cls))
@@ -104,7 +158,8 @@ def invert(model: Any, conditioning: Any, latent: torch.Tensor, steps: int) -> t
     from ..livephoto_core.inversion import inversion_timesteps, invert_sigmas
 
     sampling = model.get_model_object("model_sampling")
-    sigmas = sampling.sigma(inversion_timesteps(NoiseSchedule(timesteps=len(sampling.sigmas)), steps))
+    # LCM's sampling keeps the sigmas of fifty timesteps alone: more steps than those meet some of them twice
+    sigmas = sampling.sigma(inversion_timesteps(NoiseSchedule(timesteps=sampling.num_timesteps), steps)).unique()
 
     def rise(denoise: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback: Any = None, **_: Any) -> torch.Tensor:
         done = 0
@@ -121,7 +176,7 @@ def invert(model: Any, conditioning: Any, latent: torch.Tensor, steps: int) -> t
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(conditioning, conditioning)
     guider.set_cfg(1.0)
-    show = latent_preview.prepare_callback(model, steps)
+    show = latent_preview.prepare_callback(model, len(sigmas) - 1)
     disable = not comfy.utils.PROGRESS_BAR_ENABLED
     found = guider.sample(
         torch.zeros_like(latent), latent, comfy.samplers.KSAMPLER(rise), sigmas, callback=show, disable_pbar=disable

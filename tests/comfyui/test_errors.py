@@ -123,6 +123,21 @@ ERRORS = {
         "reference",
         "CLIP Vision Encode saw 2 pictures, the image input has 1: connect the same images",
     ),
+    "nothing_to_look_with": (
+        {"reference": {"clip_vision_output": None}},
+        "reference",
+        "Encode Reference Photo has neither of clip_vision and clip_vision_output: connect one",
+    ),
+    "another_view": (
+        {"reference": {"height": 128}},
+        "reference",
+        "a photo of 451x300 with fit crop for a clip of 64x128: CLIP Vision Encode saw another part of it than the clip shows",
+    ),
+    "sampler_without_livephoto": (
+        {"sample": {"model": ["demo", 0]}},
+        "sample",
+        "LivePhoto Sampler needs the MODEL from Apply LivePhoto: put that node in front of it",
+    ),
     "unknown_fit": ({"reference": {"fit": "squeeze"}}, "reference", "fit is 'squeeze': choose one of crop, pad, stretch"),
     "unknown_sampler": ({"sample": {"sampler_name": "best"}}, "sample", "sampler_name is 'best': choose one of euler"),
     "unknown_scheduler": ({"sample": {"scheduler": "best"}}, "sample", "scheduler is 'best': choose one of simple"),

@@ -1,0 +1,67 @@
+"""Encode Reference Photo by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from kit import case, demo, node
+
+import nodes
+
+
+def encoded(width: int, height: int, fit: str, **look: Any) -> dict[str, Any]:
+    """Tokens and picture of a smooth photo, three times as wide as it is high."""
+    generator = torch.Generator().manual_seed(4)
+    coarse = torch.rand(1, 3, 5, 15, generator=generator)
+    photo = torch.nn.functional.interpolate(coarse, size=(64, 192), mode="bilinear").movedim(1, -1)
+    if "crop" in look:
+        look = {"clip_vision_output": nodes.CLIPVisionEncode().encode(demo().clip_vision, photo, look["crop"])[0]}
+    reference, picture, latent = node(
+        "LivePhotoReferenceEncode", image=photo, vae=demo().vae, width=width, height=height, fit=fit, frames=4, **look
+    )
+    return {"tokens": reference.tokens, "picture": picture, "latent": latent["samples"]}
+
+
+def by_encoder(width: int, height: int, fit: str) -> dict[str, Any]:
+    return encoded(width, height, fit, clip_vision=demo().clip_vision)
+
+
+@case
+def tall_crop() -> dict[str, Any]:
+    return by_encoder(64, 96, "crop")
+
+
+@case
+def tall_pad() -> dict[str, Any]:
+    return by_encoder(64, 96, "pad")
+
+
+@case
+def square_crop() -> dict[str, Any]:
+    return by_encoder(64, 64, "crop")
+
+
+@case
+def square_crop_by_output() -> dict[str, Any]:
+    return encoded(64, 64, "crop", crop="center")
+
+
+@case
+def stretch() -> dict[str, Any]:
+    return by_encoder(64, 96, "stretch")
+
+
+@case
+def stretch_by_output() -> dict[str, Any]:
+    return encoded(64, 96, "stretch", crop="none")
+
+
+@case
+def own_shape() -> dict[str, Any]:
+    return by_encoder(96, 32, "crop")
+
+
+@case
+def own_shape_by_output() -> dict[str, Any]:
+    return encoded(96, 32, "crop", crop="none")

@@ -1,0 +1,37 @@
+"""Encode Reference Photo: its tokens are of what the clip shows, as the core's are."""
+
+import pytest
+import torch
+from einops import rearrange
+
+from livephoto_core.encoding import photo_tokens
+
+
+@pytest.fixture(scope="module")
+def results(inside):
+    return inside("reference")
+
+
+def difference(tokens, others):
+    return float((tokens - others).square().mean().sqrt() / others.std())
+
+
+@pytest.mark.parametrize("name", ["tall_crop", "tall_pad", "square_crop", "stretch", "own_shape"])
+def test_clip_vision_sees_the_photo_as_the_clip_shows_it(results, demo, name):
+    found, (base, adapter) = results(name), demo
+    pictures = rearrange(found["picture"], "b h w c -> b c h w")
+    with torch.no_grad():
+        tokens, _ = photo_tokens(base.image_encoder, pictures, adapter.config.content)
+    print(f"{name}: {difference(found['tokens'], tokens):.4f}")
+    # eight bits a colour in ComfyUI
+    assert difference(found["tokens"], tokens) < 0.02
+
+
+@pytest.mark.parametrize("name", ["square_crop", "stretch", "own_shape"])
+def test_an_output_of_the_same_view_is_as_good(results, name):
+    found, output = results(name), results(f"{name}_by_output")
+    print(f"{name}: {difference(output['tokens'], found['tokens']):.4f}")
+    # the encoder saw the photo before it was made smaller, and smaller
+    assert difference(output["tokens"], found["tokens"]) < 0.15
+    assert difference(results("tall_crop")["tokens"], found["tokens"]) > 0.2
+    assert torch.equal(output["latent"], found["latent"])
