@@ -51,8 +51,12 @@ class LivePhotoMeasureMotion(io.ComfyNode):
             raise LivePhotoError(f"{livephoto_model.name} has no levels yet: run livephoto calibrate on it first")
         if len(images) < 2:
             raise LivePhotoError(f"motion is measured between frames, the images input has {len(images)}: connect a whole clip")
-        frames = rearrange(images[..., :3], "f h w c -> f c h w").float()
-        ssim, by = float(clip_ssim(frames)), livephoto_model.config.intensity_measure
+        from ..livephoto_core.media import fit_image
+
+        config = livephoto_model.config
+        # at the size that the levels were calibrated at: the same motion is another SSIM in a larger picture
+        frames = fit_image(rearrange(images[..., :3], "f h w c -> f c h w").float(), config.size, config.size, "crop")
+        ssim, by = float(clip_ssim(frames)), config.intensity_measure
         found = ssim if by == "ssim" else clip_similarity(frames, by)
         level = float(fractional_level(found, thresholds))
         of = "" if by == "ssim" else f", {MOTION_NAMES[by]} {1 - found:.4g}"

@@ -6,6 +6,7 @@ import torch
 from livephoto_core.commands.inspect_file import word_weights
 from livephoto_core.encoding import encode_text
 from livephoto_core.intensity import clip_ssim, fractional_level
+from livephoto_core.media import fit_image
 
 # as in inside/reweighting.py
 TEXT, FRAMES = "the camera pans left while xylophones glimmer", 16
@@ -102,6 +103,14 @@ def test_motion_is_measured_as_in_the_core(results, demo):
     assert found["report"] == f"level {level:.1f}, asked for 2.5 ({level - 2.5:+.1f}), SSIM {float(ssim):.4f}"
     assert found["shown"] == {"text": [found["report"]]}
     assert found["not asked"] == f"level {level:.1f}, SSIM {float(ssim):.4f}"
+
+
+def test_motion_is_measured_at_the_size_of_the_levels(results, demo):
+    found, config = results("motion_of_a_larger_clip"), demo[1].config
+    ssim = float(clip_ssim(fit_image(found["frames"], config.size, config.size, "crop")))
+    assert found["ssim"] == pytest.approx(ssim, abs=1e-6)
+    assert found["level"] == pytest.approx(fractional_level(ssim, config.ssim_thresholds), abs=1e-4)
+    assert abs(ssim - float(clip_ssim(found["frames"]))) > 0.02
 
 
 def test_motion_is_measured_by_the_checkpoints_measure(results):

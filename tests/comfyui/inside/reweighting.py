@@ -115,8 +115,15 @@ def motion() -> dict[str, Any]:
 
 
 @case
+def motion_of_a_larger_clip() -> dict[str, Any]:
+    large = torch.nn.functional.interpolate(clip().movedim(-1, 1), size=(192, 256), mode="bicubic", antialias=True).clamp(0, 1)
+    level, ssim, _ = measured(large.movedim(1, -1)).result
+    return {"frames": large, "level": level, "ssim": ssim}
+
+
+@case
 def motion_by_another_measure() -> dict[str, Any]:
-    config = SimpleNamespace(ssim_thresholds=tuple(1 - 0.002 * k for k in range(1, 10)), intensity_measure="mse")
+    config = SimpleNamespace(ssim_thresholds=tuple(1 - 0.002 * k for k in range(1, 10)), intensity_measure="mse", size=64)
     level, ssim, report = part("nodes.measure").LivePhotoMeasureMotion.execute(clip(), SimpleNamespace(config=config)).result
     return {"frames": clip().movedim(-1, 1), "level": level, "ssim": ssim, "report": report}
 
