@@ -6,12 +6,14 @@ frames there are. Hooks that outlive their MODEL are without effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
+import comfy.controlnet
 import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -26,6 +28,7 @@ from ..livephoto_core.fit import check_fit
 from ..livephoto_core.model.adapter import LivePhotoAdapter
 from ..livephoto_core.model.content import KeysValues
 from ..livephoto_core.noise import share_noise
+from ..livephoto_core.schedule import alphas_cumprod
 from .checks import check_numbers
 from .types import LoadedModel, Motion, Reference
 
@@ -121,7 +124,26 @@ def sampling_of(model: Any, schedule: NoiseSchedule) -> nn.Module:
         "linear_end": schedule.beta_end,
         "timesteps": schedule.timesteps,
     }
-    return type(model.get_model_object("model_sampling"))(SimpleNamespace(sampling_settings=settings))
+    own = model.get_model_object("model_sampling")
+    return type(own)(SimpleNamespace(sampling_settings=settings), zsnr=getattr(own, "zsnr", None))
+
+
+def check_schedule(sampling: nn.Module, schedule: NoiseSchedule) -> None:
+    """Refuse to sample on another noise schedule than the checkpoint's: the clip would be washed out and flicker.
+
+    Half-way: there the schedules differ most, and a zero terminal SNR changes little.
+
+    Raises:
+        LivePhotoError: names both noise levels and the node that may have set it.
+    """
+    middle = schedule.timesteps // 2
+    kept = float(alphas_cumprod(schedule)[middle])
+    wanted, found = ((1 - kept) / kept) ** 0.5, float(sampling.sigma(torch.tensor(float(middle))))
+    if not 0.85 < found / wanted < 1.18:
+        raise LivePhotoError(
+            f"the MODEL samples on another noise schedule (sigma {found:.2f} half-way) than the LivePhoto checkpoint's "
+            f"({wanted:.2f}): put ModelSamplingDiscrete and the like before Apply LivePhoto"
+        )
 
 
 def apply(
@@ -134,7 +156,7 @@ def apply(
         livephoto: the checkpoint; its weights are loaded and offloaded with the MODEL.
         reference: B photos.
         motion: the level of the clips.
-        image_strength: scales stem and content attention, 1 is as trained.
+        image_strength: scales stem and content attention, 1 is as trained; the level is told through the stem and goes with it.
         motion_strength: scales the motion modules, 1 is as trained.
 
     Raises:
@@ -206,8 +228,53 @@ def check_texts(conds: dict[str, list[dict]], batch: int, clips: int, width: int
         if len(text) not in (1, frames, batch):
             raise LivePhotoError(
                 f"the {name} text has rows for {len(text)} frames, the clip has {frames}: set the frames of Re-weight Motion Text "
-                f"to {frames}"
+                f"to {frames}, or the batch size of the latent to {len(text) * clips}"
             )
+
+
+def check_hints(conds: dict[str, list[dict]], batch: int, clips: int) -> None:
+    """Refuse a ControlNet whose hints do not go with a latent of `batch` frames: ComfyUI would begin them again.
+
+    Raises:
+        LivePhotoError: neither one hint, nor one a frame of a clip or of all clips, nor more.
+    """
+    frames = batch // clips
+    for name, entries in conds.items():
+        for control in chain.from_iterable(_controls(cond.get("control")) for cond in entries):
+            hints = control.cond_hint_original
+            if hints is not None and len(hints) < batch and len(hints) not in (1, frames):
+                fix = f"one picture or {frames}" if clips == 1 else f"one picture, {frames} for all clips alike, or {batch}"
+                raise LivePhotoError(
+                    f"the ControlNet of the {name} text has {len(hints)} pictures for {clips} clip{'s' * (clips > 1)} of {frames} "
+                    f"frames: give it {fix}"
+                )
+
+
+def _controls(control: Any) -> Iterator[Any]:
+    """ComfyUI's own ControlNets in a chain; those of other packs deal out their hints themselves."""
+    while control is not None:
+        if type(control).__module__ == comfy.controlnet.__name__:
+            yield control
+        control = control.previous_controlnet
+
+
+def frames_of(batch: int, clips: int) -> int:
+    """Frames of each of so many clips in a latent's batch.
+
+    Raises:
+        LivePhotoError: the batch is not made of whole clips, or a clip has no second frame.
+    """
+    frames, rest = divmod(batch, clips)
+    if rest:
+        raise LivePhotoError(
+            f"the latent has {batch} frames for {clips} photos: make its batch a multiple of the photos, such as 16 each"
+        )
+    if frames < 2:
+        raise LivePhotoError(
+            f"the latent has 1 frame{' a photo' * (clips > 1)}, a clip at least 2: set the batch size of Empty Latent Image to "
+            f"{16 * clips}"
+        )
+    return frames
 
 
 def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> ClipCondition:
@@ -217,11 +284,7 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
         LivePhotoError: the batch is not made of whole clips, or of too many frames.
     """
     clips = len(host.latent)
-    frames, rest = divmod(batch, chunks * clips)
-    if rest:
-        raise LivePhotoError(
-            f"the latent has {batch // chunks} frames for {clips} photos: make its batch a multiple of the photos, such as 16 each"
-        )
+    frames = frames_of(batch // chunks, clips)
     most = host.adapter.config.motion.max_frames
     if frames > most and window is not None:
         raise LivePhotoError(
@@ -240,8 +303,6 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
         # newer ComfyUI may put the frame before a window in front of it
         before = [place for place in (getattr(window, "causal_anchor_index", None),) if place is not None and place >= 0]
         places, length = torch.tensor([*before, *window.index_list]), window.total_frames
-    if length < 2:
-        raise LivePhotoError("the latent has 1 frame, a clip at least 2: set the batch size of Empty Latent Image to 16")
     levels = host.motion.levels(clips, length)
     condition = ClipCondition(
         host.latent, host.reference.tokens, host.reference.grid, levels if places is None else levels[:, places], places, length
@@ -273,8 +334,11 @@ def _around_call(host: Host) -> Callable:
 def _around_sampling(host: Host) -> Callable:
     # here the rows of the texts are still as they came, in a UNet call they have been repeated or cut
     def wrapper(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any):
-        width = host.adapter.config.base.context_width
-        check_texts(executor.class_obj.conds, len(noise), len(host.latent), width)
+        config, guider, clips = host.adapter.config, executor.class_obj, len(host.latent)
+        frames_of(len(noise), clips)
+        check_schedule(guider.model_patcher.get_model_object("model_sampling"), config.schedule)
+        check_texts(guider.conds, len(noise), clips, config.base.context_width)
+        check_hints(guider.conds, len(noise), clips)
         try:
             return executor(_shared(noise, host), *args, **kwargs)
         finally:
@@ -284,13 +348,8 @@ def _around_sampling(host: Host) -> Callable:
 
 
 def _shared(noise: torch.Tensor, host: Host) -> torch.Tensor:
-    """Noise [(clips F), C, h, w], each frame's own, with the share in common that the checkpoint says.
-
-    Noise that is not of whole clips stays as it is: the UNet call refuses it.
-    """
+    """Noise [(clips F), C, h, w], each frame's own, with the share in common that the checkpoint says."""
     clips, config = len(host.latent), host.adapter.config
-    if len(noise) % clips:
-        return noise
     levels = host.motion.levels(clips, len(noise) // clips)
     own = rearrange(noise, "(b f) ... -> b f ...", b=clips)
     shared = share_noise(own, noise_shares(config, levels))

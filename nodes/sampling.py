@@ -16,6 +16,7 @@ from einops import rearrange
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.inversion import PRIOR_END, PRIOR_START, prior_noise
 from .checks import check_choice, check_numbers
+from .comfy_host import KEY
 from .types import Reference, ReferenceType
 
 
@@ -154,6 +155,8 @@ class LivePhotoSampler(io.ComfyNode):
         check_choice("sampler_name", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
         check_numbers(cfg=cfg)
+        if not model.get_additional_models_with_key(KEY):
+            raise LivePhotoError("LivePhoto Sampler needs the MODEL from Apply LivePhoto: put that node in front of it")
         samples = torch.zeros(len(reference.latent) * frames, *reference.latent.shape[1:])
         noise = PriorNoise(reference, seed, prior_start, prior_end).generate_noise({"samples": samples})
         clip = comfy.sample.sample(

@@ -63,8 +63,9 @@ def _control_of(control: Any, window: Window, frames: int) -> Any:
         cut = copy.copy(control)
         cut.previous_controlnet = _control_of(control.previous_controlnet, window, frames)
         hints = control.cond_hint_original
-        if hints is not None and len(hints) == frames:
-            cut.cond_hint_original, cut.cond_hint = window.get_tensor(hints), None
+        # of more hints than frames the first ones count, as in ComfyUI
+        if hints is not None and len(hints) >= frames:
+            cut.cond_hint_original, cut.cond_hint = window.get_tensor(hints[:frames]), None
         made[id(control)] = cut
     return made[id(control)]
 

@@ -5,6 +5,13 @@ import torch
 
 # as in inside/control.py
 LONG = 24
+REFUSALS = {
+    "hints_for_fewer_frames": "the ControlNet of the positive text has 3 pictures for 1 clip of 4 frames: give it one picture or 4",
+    "a_hint_a_photo": (
+        "the ControlNet of the positive text has 2 pictures for 2 clips of 4 frames: "
+        "give it one picture, 4 for all clips alike, or 8"
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +35,22 @@ def test_controlnet_counts_and_leaves_nothing(results):
     assert torch.equal(results("alone_afterwards")["latents"], without)
 
 
-def test_windows_see_their_own_hints(results):
-    found = results("a_hint_a_frame_in_windows")
+@pytest.mark.parametrize("name", REFUSALS)
+def test_hints_that_would_begin_again_are_refused(results, name):
+    found = results(name)
+    print(found["message"])
+    assert found == {"kind": "LivePhotoError", "message": REFUSALS[name]}
+
+
+def test_hints_of_a_clip_go_for_each(results):
+    found = results("hints_for_both_photos")
+    print(f"hints of a clip: {(found['alike'] - found['each']).abs().max():.1e}")
+    assert torch.allclose(found["alike"], found["each"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a_hint_a_frame_in_windows", "more_hints_than_frames_in_windows"])
+def test_windows_see_their_own_hints(results, name):
+    found = results(name)
     assert found["windows"] == [list(range(16)), list(range(8, 24))]
     assert found["chunks"] == [[1, 0], [1, 0]]
     for hints, window in zip(found["seen"], found["windows"], strict=True):

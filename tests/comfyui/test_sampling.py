@@ -31,6 +31,30 @@ def test_few_steps_by_lcm(results, demo, replay):
     assert replay(found, base.unet, adapter) < 1e-4
 
 
+def test_the_photo_is_inverted_from_the_first_noise_to_the_last_by_lcm_too(results):
+    """LCM's sampling knows fifty noise levels: 100 steps are those, and the ones half-way between."""
+    found = results("inversion_by_lcm")
+    assert found["2"] == pytest.approx([19, 499], abs=21)
+    assert len(found["20"]) == 20 and found["20"][-1] > 900
+    assert len(found["100"]) == 99 and found["100"][-1] > 950
+    assert all(timesteps == sorted(timesteps) for timesteps in found.values())
+
+
+def test_another_schedule_behind_apply_is_refused(results):
+    found = results("schedule_set_behind")
+    print(found["message"])
+    assert found["kind"] == "LivePhotoError"
+    assert "put ModelSamplingDiscrete and the like before Apply LivePhoto" in found["message"]
+    assert torch.isfinite(found["latents"]).all()
+
+
+def test_zero_terminal_snr_stays(results):
+    found = results("zero_terminal_snr")
+    assert torch.equal(found["before"], found["behind"])
+    assert found["before"][-1] > 10 * found["without"][-1]
+    assert torch.equal(found["latents before"], found["latents behind"])
+
+
 def test_sampler_custom_advanced_gives_what_ksampler_gives(results):
     assert torch.equal(results("random_noise")["latents"], results("ksampler_recorded")["latents"])
 

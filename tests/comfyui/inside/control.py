@@ -8,7 +8,7 @@ from typing import Any
 import comfy.cldm.cldm
 import comfy.controlnet
 import torch
-from kit import FRAMES, apply, case, demo, fill, node, part, photos, prompts, recorded, recording, reference, sample
+from kit import FRAMES, apply, case, demo, fill, node, part, photos, prompts, recorded, recording, reference, refused, sample
 
 import nodes
 
@@ -47,6 +47,24 @@ def alone_afterwards() -> dict[str, Any]:
     return {"latents": sample(apply(), *prompts())}
 
 
+@case
+def hints_for_fewer_frames() -> dict[str, Any]:
+    return refused(lambda: sample(apply(), *controlled(photos(3))))
+
+
+@case
+def a_hint_a_photo() -> dict[str, Any]:
+    return refused(lambda: sample(apply(count=2), *controlled(photos(2)), frames=2 * FRAMES))
+
+
+@case
+def hints_for_both_photos() -> dict[str, Any]:
+    """The same of each frame for both clips, then one a frame of each: equal where they are the same pictures."""
+    model, pictures = apply(count=2), photos(FRAMES)
+    found = [sample(model, *controlled(hints), frames=2 * FRAMES, steps=1) for hints in (pictures, torch.cat([pictures, pictures]))]
+    return {"alike": found[0], "each": found[1]}
+
+
 def in_windows(hints: torch.Tensor) -> dict[str, Any]:
     """What the ControlNet sees in each window: the brightness of its hints."""
     seen = []
@@ -67,6 +85,11 @@ def in_windows(hints: torch.Tensor) -> dict[str, Any]:
 @case
 def a_hint_a_frame_in_windows() -> dict[str, Any]:
     return in_windows((torch.arange(LONG) / LONG)[:, None, None, None].expand(-1, 32, 32, 3))
+
+
+@case
+def more_hints_than_frames_in_windows() -> dict[str, Any]:
+    return in_windows((torch.arange(LONG + 5) / LONG)[:, None, None, None].expand(-1, 32, 32, 3))
 
 
 @case

@@ -65,6 +65,43 @@ def few_steps() -> dict[str, Any]:
 
 
 @case
+def inversion_by_lcm() -> dict[str, Any]:
+    """By steps: at which timesteps a MODEL behind ModelSamplingDiscrete set to lcm is asked."""
+    distilled, calls = recorded(nodes_model_advanced.ModelSamplingDiscrete().patch(demo().model, "lcm", False)[0])
+    found = {}
+    for steps in (2, 20, 100):
+        calls.clear()
+        node("LivePhotoPriorInversion", model=distilled, empty_text=text(""), reference=reference(), steps=steps)
+        found[str(steps)] = [float(call["t"][0]) for call in calls]
+    return found
+
+
+@case
+def schedule_set_behind() -> dict[str, Any]:
+    """A checkpoint on linear betas; ModelSamplingDiscrete behind Apply LivePhoto sets SD1.5's, before it does not."""
+    livephoto, node = demo().livephoto, nodes_model_advanced.ModelSamplingDiscrete()
+    own = livephoto.config
+    livephoto.adapter.config = replace(own, schedule=replace(own.schedule, kind="linear"))
+    try:
+        before = apply(node.patch(demo().model, "v_prediction", False)[0])
+        latents = ksampler(before)
+        behind = refused(lambda: ksampler(node.patch(apply(), "v_prediction", False)[0]))
+    finally:
+        livephoto.adapter.config = own
+    return {**behind, "latents": latents}
+
+
+@case
+def zero_terminal_snr() -> dict[str, Any]:
+    """ModelSamplingDiscrete's zsnr before Apply LivePhoto and behind it."""
+    node = nodes_model_advanced.ModelSamplingDiscrete()
+    before, behind = apply(node.patch(demo().model, "v_prediction", True)[0]), node.patch(apply(), "v_prediction", True)[0]
+    sigmas = [model.get_model_object("model_sampling").sigmas for model in (before, behind, apply())]
+    found = {"latents before": ksampler(before), "latents behind": ksampler(behind)}
+    return {**found, "before": sigmas[0], "behind": sigmas[1], "without": sigmas[2]}
+
+
+@case
 def random_noise() -> dict[str, Any]:
     return {"latents": advanced(custom.RandomNoise().get_noise(SEED)[0])}
 
