@@ -31,7 +31,7 @@ class LivePhotoApply(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="How much the photo counts: 1 is as trained, 0 leaves it out.",
+                    tooltip="How much the photo and the level count: 1 is as trained, 0 leaves both out.",
                 ),
                 io.Float.Input(
                     "motion_strength",
