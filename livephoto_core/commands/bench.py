@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import LivePhotoError
 from .guidance import add_guidance_options, guidance
-from .model_files import DEMO, check_device, default_device
+from .model_files import check_device, default_device
 
 PHOTOS = "photographs of your own (default: the installed packages' held-out ones)"
 
@@ -222,7 +222,7 @@ def _needed(options: argparse.Namespace, name: str) -> str:
 def _livephoto(options: argparse.Namespace, suite):
     from ..evaluation.generate import BatchSampling
     from ..evaluation.system_livephoto import livephoto_system
-    from .model_files import ModelFiles
+    from .model_files import ModelFiles, is_demo, read_model_config
 
     if options.batch < 1:
         raise LivePhotoError(f"--batch must be 1 or more, got {options.batch}")
@@ -234,7 +234,7 @@ def _livephoto(options: argparse.Namespace, suite):
         raise LivePhotoError(f"--prior takes two shares as 0.033,0.016, got {options.prior!r}; 0,0 switches it off") from None
     files = ModelFiles(options.model, options.base, options.image_encoder, options.tokenizer)
     # kept among the options, which the report names as its settings
-    options.cfg, options.min_cfg = guidance(options.cfg, options.min_cfg, options.sampler, options.model == DEMO)
+    options.cfg, options.min_cfg = guidance(options.cfg, options.min_cfg, options.sampler, is_demo(read_model_config(files)))
     sampling = BatchSampling(options.steps, options.cfg, options.min_cfg, start, end, options.sampler)
     return livephoto_system(files, options.device, sampling, options.batch)
 

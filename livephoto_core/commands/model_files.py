@@ -95,6 +95,11 @@ def read_model_config(files: ModelFiles) -> AdapterConfig:
     return read_config(files.adapter_path)
 
 
+def is_demo(config: AdapterConfig) -> bool:
+    """Whether a checkpoint is of the demo's kind, the one that ships or one trained further."""
+    return config.content.encoder == DEMO
+
+
 def load_model_base(files: ModelFiles):
     """The base model with its LoRAs, on the CPU.
 

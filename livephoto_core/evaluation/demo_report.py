@@ -99,20 +99,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..commands.model_files import ModelFiles, default_device
+    from ..commands.model_files import ModelFiles, default_device, is_demo, read_model_config
     from .generate import BatchSampling
 
     if find_spec("scipy") is None:
         raise LivePhotoError("the report needs scipy: pip install 'comfyui-livephoto[eval]'")
     device = options.device or default_device()
     # kept among the options, which the report names as its settings
-    options.cfg, options.min_cfg = guidance(options.cfg, options.min_cfg, BatchSampling.sampler, demo=True)
+    files = ModelFiles(options.model, options.base)
+    demo = is_demo(read_model_config(files))
+    options.cfg, options.min_cfg = guidance(options.cfg, options.min_cfg, BatchSampling.sampler, demo)
     sampling = BatchSampling(options.steps, options.cfg, options.min_cfg)
     level_count = options.count if options.level_count is None else options.level_count
     if min(options.count, level_count, options.batch) < 1:
         raise LivePhotoError("--count, --level-count and --batch must be 1 or more")
     with atomic_path(options.out) as path:
-        model, config = load_measured(ModelFiles(options.model, options.base), device, sampling)
+        model, config = load_measured(files, device, sampling)
         if config.intensity_measure != "ssim":
             raise LivePhotoError(
                 f"the levels of {options.model} are of {config.intensity_measure}, this report is on SSIM: use livephoto bench run"
