@@ -85,7 +85,7 @@ def train_on_stills(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50) * (0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         # neighbours in the cache share a shard, so that a step opens one file
-        first = int(torch.randint(first_clip, len(clips) - batch, (1,), generator=generator))
+        first = int(torch.randint(first_clip, len(clips) - batch + 1, (1,), generator=generator))
         chosen = list(range(first, first + batch))
         frames = clips.latents(chosen)
         latents = frames[torch.arange(batch), torch.randint(frames.shape[1], (batch,), generator=generator)]

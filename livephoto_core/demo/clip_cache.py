@@ -39,6 +39,11 @@ from .sprites import HELD_OUT_SHAPES, SHAPES
 HELD_OUT = 24
 
 
+def held_out_of(count: int) -> int:
+    """How many of so many clips are of scenes that are not trained on: no more than a training holds out."""
+    return min(HELD_OUT, count // 10)
+
+
 def training_clips() -> ClipSet:
     """Photographs and shapes that the demo learns from."""
     train, _ = package_photos()
@@ -51,11 +56,12 @@ def held_out_clips() -> ClipSet:
     return ClipSet(test, HELD_OUT_SHAPES, seed=1, thing_share=0.0)
 
 
-def origin_of(encoders: Path) -> dict[str, str]:
+def origin_of(encoders: Path, count: int) -> dict[str, str | int]:
     """What a cache is made from, as `livephoto train` holds it against its base."""
     vae, patches = load_encoders(encoders)
     return {
         "data.kind": "demo",
+        "data.held_out": held_out_of(count),
         "data.intensity_from": "reconstruction",
         "data.intensity_measure": "ssim",
         "the VAE": weights_digest(vae),
@@ -76,7 +82,7 @@ def make_cache(encoders: Path, out: Path, count: int, processes: int) -> None:
         raise LivePhotoError(
             f"{count} clips by {processes} processes: use more clips than the {HELD_OUT} of validation, and a process or more"
         )
-    made_from = origin_of(encoders)
+    made_from = origin_of(encoders, count)
     package_photos()
     manifest = read_manifest(out)
     check_made_from(out, made_from_of(out), made_from)
@@ -94,7 +100,7 @@ def make_cache(encoders: Path, out: Path, count: int, processes: int) -> None:
 def make_share(encoders: Path, out: Path, count: int, process: int, processes: int) -> None:
     """One process's share of a cache."""
     vae, patches = load_encoders(encoders)
-    source = ProceduralSource(package_photos(), count, HELD_OUT)
+    source = ProceduralSource(package_photos(), count, held_out_of(count))
     torch.set_num_threads(1)
     fill_shards(out, count, lambda index: encode_clip(source.sample(index), vae, patches), process, processes)
 

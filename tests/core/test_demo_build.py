@@ -25,7 +25,7 @@ def in_this_process(monkeypatch):
 
     def make_cache(encoders, out, count, processes):
         clip_cache.make_share(encoders, out, count, 0, 1)
-        finish_cache(out, count, clip_cache.origin_of(encoders))
+        finish_cache(out, count, clip_cache.origin_of(encoders, count))
 
     def launch(processes, module, command, config, *resume):
         assert module == "livephoto_core.cli" and command == "train"

@@ -53,7 +53,7 @@ def test_the_shipped_demo_can_be_trained_further(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     for process in range(2):
         clip_cache.make_share(DEMO_FOLDER, cache, 26, process, 2)
-    finish_cache(cache, 26, clip_cache.origin_of(DEMO_FOLDER))
+    finish_cache(cache, 26, clip_cache.origin_of(DEMO_FOLDER, 26))
     values = read_values(RECIPE)
     data = {**values["data"], "path": str(cache), "held_out": 2}
     model, batches, held_out, _ = prepare(run_from_dict({**values, "data": data, "out": str(tmp_path / "run")}))
