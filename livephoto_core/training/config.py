@@ -258,7 +258,6 @@ _AT_LEAST_ZERO = (
     "seed",
     "validate_every",
     "sample_every",
-    "sample_cfg",
 )
 _SHARES = ("text_drop", "ema", "decay_from", "pure_noise")
 
@@ -280,6 +279,12 @@ def _check(run: RunConfig) -> None:
     for name in _SHARES:
         if not 0 <= getattr(run, name) <= 1:
             raise LivePhotoError(f"{name} is {getattr(run, name)}; use 0 to 1")
+    if run.seed >= 2**63:
+        raise LivePhotoError(f"seed is {run.seed}; use less than 2**63")
+    if run.sample_cfg < 1:
+        raise LivePhotoError(f"sample_cfg is {run.sample_cfg:g}; use 1 for no guidance, or more")
+    if run.adapter.size % 8:
+        raise LivePhotoError(f"adapter.size is {run.adapter.size}; use a multiple of 8")
     if run.timestep_shift <= 0:
         raise LivePhotoError(f"timestep_shift is {run.timestep_shift}; use more than 0, 1 for evenly drawn timesteps")
     if run.first_frame_weight <= 0:

@@ -174,6 +174,20 @@ def check_cache(clips: CachedClips, folder: Path, config: AdapterConfig) -> None
             )
 
 
+def check_levels(run: RunConfig, config: AdapterConfig, measured_on: str) -> None:
+    """Refuse clips measured on something else than the levels of the adapter that a run starts from.
+
+    Raises:
+        LivePhotoError: names both and the setting.
+    """
+    if run.start_adapter and config.ssim_thresholds and config.intensity_from != measured_on:
+        fix = f"set data.intensity_from to {config.intensity_from!r}" + ", and cache them again" * (run.data.kind == "cache")
+        raise LivePhotoError(
+            f"the clips' motion is measured on {measured_on!r}, the levels of {run.start_adapter} are of "
+            f"{config.intensity_from!r}: {fix}"
+        )
+
+
 def adapter_config_of(run: RunConfig) -> AdapterConfig:
     """The config of the adapter that a run trains, without its weights.
 
@@ -284,6 +298,13 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     check_fit(config, base_shape(base.unet))
     adapter = build_adapter(run, config)
     folder = Path(run.data.cache or Path(run.out) / "cache")
+    if run.data.kind != "cache":
+        check_levels(run, config, run.data.intensity_from)
+    if run.sample_every and run.data.held_out and base.image_encoder is None and config.parts.content:
+        raise LivePhotoError(
+            f"{run.base} has no image encoder, which sample sheets need: set image_encoder to the folder of "
+            f"{config.content.encoder}, or sample_every to 0"
+        )
     if run.data.kind == "cache":
         given = Path(run.data.path)
         check_made_from(given, made_from_of(given), encoding_of(base, config))
@@ -304,6 +325,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
             f"the first {unseen} clips of {folder} were drawn to be held out, data.held_out is {run.data.held_out}: "
             f"set it to {unseen}"
         )
+    check_levels(run, config, measured_on)
     thresholds = config.ssim_thresholds or calibrate(clips.ssims[held_out:].tolist())
     train = [i for i in range(held_out, len(clips)) if is_wanted(clips, i, thresholds, run.data)]
     if not train:

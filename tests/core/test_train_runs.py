@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from livephoto_core.base import load_base
-from livephoto_core.checkpoint import read_config
+from livephoto_core.checkpoint import load_adapter, read_config, save_adapter
 from livephoto_core.cli import main
 from livephoto_core.data.clips import Skipped, Window
 from livephoto_core.data.folder import FolderSource
@@ -130,12 +130,31 @@ def test_a_cache_of_another_base(config, refused, tmp_path):
     refused(config({"kind": "cache", "path": str(tmp_path)}), "no cached clips")
 
 
-def test_a_cache_knows_on_what_its_levels_were_measured(config, tmp_path):
+@pytest.fixture
+def without_levels(tiny_adapter_file, tmp_path):
+    """A checkpoint that has no levels yet."""
+    adapter = load_adapter(tiny_adapter_file)
+    adapter.config = replace(adapter.config, ssim_thresholds=())
+    save_adapter(adapter, tmp_path / "without.safetensors")
+    return str(tmp_path / "without.safetensors")
+
+
+def test_a_cache_knows_on_what_its_levels_were_measured(config, without_levels, tmp_path):
     for source in ("frames", "reconstruction"):
         folder = tmp_path / source
-        cache_stream(folder, map(encoded, range(4)), Manifest({"data.intensity_from": source}))
-        model, *_ = prepare(run_from_dict(config({"kind": "cache", "path": str(folder), "intensity_from": "frames"})))
+        cache_stream(folder, map(encoded, range(12)), Manifest({"data.intensity_from": source}))
+        data = {"kind": "cache", "path": str(folder), "intensity_from": "frames"}
+        model, *_ = prepare(run_from_dict(config(data, start_adapter=without_levels)))
         assert model.adapter.config.intensity_from == source
+
+
+def test_levels_of_the_start_must_be_of_what_the_clips_were_measured_on(config, refused, tmp_path):
+    """Those of the demo are of reconstructions: raw frames would all come out too strong."""
+    folder = tmp_path / "cache"
+    cache_stream(folder, map(encoded, range(4)), Manifest({"data.intensity_from": "reconstruction"}))
+    cached = config({"kind": "cache", "path": str(folder)})
+    refused(cached, "measured on 'reconstruction'", "are of 'frames'", "cache them again")
+    refused(config({"intensity_from": "reconstruction"}), "set data.intensity_from to 'frames'")
 
 
 def test_where_a_run_lies(config, refused, tmp_path):
@@ -209,11 +228,11 @@ def test_motion_modules_need_the_linear_schedule(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["size", "csv", "vae", "intensity_from"])
-def test_a_cache_is_used_only_for_what_it_was_made_from(change, config, tmp_path, clip_folder, tiny_base_folder):
+def test_a_cache_is_used_only_for_what_it_was_made_from(change, config, tmp_path, clip_folder, tiny_base_folder, without_levels):
     clips = tmp_path / "clips"
     shutil.copytree(clip_folder, clips)
     shutil.copytree(tiny_base_folder, tmp_path / "base")
-    values = config({"path": str(clips)}, base=str(tmp_path / "base"))
+    values = config({"path": str(clips)}, base=str(tmp_path / "base"), start_adapter=without_levels)
     prepare(run_from_dict(values))
     written = shard_path(tmp_path / "run" / "cache", 0).stat().st_mtime_ns
     prepare(run_from_dict(values))

@@ -670,6 +670,9 @@ def test_learning_rate_rises_holds_and_falls():
         ({"base": "b", "frames_per_clip": 99}, "99"),
         ({"base": "b", "first_frame_weight": 0}, "first_frame_weight is 0"),
         ({"base": "b", "padding_penalty": -1}, "padding_penalty is -1"),
+        ({"base": "b", "sample_cfg": 0.5}, "sample_cfg is 0.5"),
+        ({"base": "b", "seed": 2**63}, "seed is 9223372036854775808"),
+        ({"base": "b", "adapter": {"size": 100}}, "adapter.size is 100"),
         ({"base": "b", "pure_noise": 1.5}, "pure_noise is 1.5"),
         ({"base": "b", "shared_noise": 2}, "shared_noise is 2"),
         ({"base": "b", "shared_noise": -0.5}, "shared_noise is -0.5"),
@@ -699,11 +702,11 @@ def test_resuming_nothing_says_so(run_file):
 
 
 def test_the_exported_adapter_knows_its_thresholds(run_file, tmp_path, cache_folder):
-    data = {"kind": "cache", "path": str(cache_folder), "held_out": 2, "intensity_from": "reconstruction"}
+    data = {"kind": "cache", "path": str(cache_folder), "held_out": 2, "intensity_from": "frames"}
     train(run_file(steps=1, data=data))
     adapter = load_adapter(tmp_path / "run" / "adapter.safetensors")
     assert adapter.config.ssim_thresholds == THRESHOLDS
-    assert adapter.config.intensity_from == "reconstruction"
+    assert adapter.config.intensity_from == "frames"
     metadata = read_metadata(tmp_path / "run" / "adapter.safetensors")
     training = json.loads(metadata["training"])
     assert metadata["base"] == training["base"] == "base" and training["batch"] == 4 and training["data"]["held_out"] == 2
