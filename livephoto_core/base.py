@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .config import NoiseSchedule
-from .errors import LivePhotoError
+from .errors import LivePhotoError, first_line
 
 SD15_CONFIGS = Path(__file__).parent / "configs" / "sd15"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -157,7 +157,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         LivePhotoError: a damaged file, or one that holds more than tensors.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -168,16 +167,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise LivePhotoError(
             f"{path} is not a checkpoint of tensors alone, and code in checkpoints is never run: give a .safetensors file"
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+    # torch's reader of old files trips in any way over a damaged one
+    except Exception as error:
         raise LivePhotoError(f"cannot read {path} ({first_line(error)}): the file is damaged, get it again") from error
     values = values.get("state_dict", values) if isinstance(values, dict) else {}
-    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of another library says, short enough for one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". :")[:200] if lines else type(error).__name__
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)} if isinstance(values, dict) else {}
 
 
 def _load_folder(path: Path, tokenizer: str | Path | None) -> Base:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .config import AdapterConfig, from_json, to_json
-from .errors import LivePhotoError
+from .errors import LivePhotoError, first_line
 from .files import atomic_path
 from .model.adapter import LivePhotoAdapter
 
@@ -150,7 +150,7 @@ def expected_shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             adapter = LivePhotoAdapter(config)
     except (ValueError, RuntimeError) as error:
-        raise LivePhotoError(f"no adapter can be built from the checkpoint's config: {_first_line(error)}") from error
+        raise LivePhotoError(f"no adapter can be built from the checkpoint's config: {first_line(error)}") from error
     return {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
 
 
@@ -168,7 +168,7 @@ def opened(path: str | os.PathLike) -> Iterator[Any]:
     try:
         file = safe_open(path, framework="pt")
     except OSError as error:
-        raise LivePhotoError(f"cannot read {path}: {error.strerror or _first_line(error)}; check its permissions") from error
+        raise LivePhotoError(f"cannot read {path}: {error.strerror or first_line(error)}; check its permissions") from error
     except SafetensorError as error:
         raise LivePhotoError(_why_unreadable(path, error)) from error
     with file:
@@ -229,8 +229,8 @@ def _why_unreadable(path: Path, error: SafetensorError) -> str:
     if len(start) < 9 and size == len(start):
         return f"{path} has only {size} bytes: it is incomplete, get it again"
     if start[8:9] == b"{":
-        return f"{path} is incomplete or damaged ({size} bytes; {_first_line(error)}): get it again"
-    return f"{path} is not a safetensors file ({_first_line(error)}): give the path of a .safetensors file"
+        return f"{path} is incomplete or damaged ({size} bytes; {first_line(error)}): get it again"
+    return f"{path} is not a safetensors file ({first_line(error)}): give the path of a .safetensors file"
 
 
 def as_os_error(error: SafetensorError) -> OSError:
@@ -239,7 +239,3 @@ def as_os_error(error: SafetensorError) -> OSError:
     number = re.search(r"os error (\d+)|code: (\d+)", str(error))
     code = int(number[1] or number[2]) if number else errno.EIO
     return OSError(code, os.strerror(code))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -43,7 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # the reader of the output went away; keep the interpreter from writing to it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # such as a name that is too long, or a folder that must not be searched
+        return _fail(f"cannot use {error.filename or 'a file'} ({error.strerror or error}): give another path")
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail("not enough memory: use a smaller size, fewer frames or a smaller batch, or --precision bf16")
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # by name: torch is not to be imported for --help
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -177,7 +189,7 @@ def _add_base_options(parser: argparse.ArgumentParser) -> None:
 def _animate(options: argparse.Namespace) -> None:
     _quiet_libraries()
     from .commands.animate import animate
-    from .commands.model_files import DEMO, ModelFiles, default_device
+    from .commands.model_files import ModelFiles, default_device, is_demo, read_model_config
     from .intensity import check_level
     from .pipeline import Settings
 
@@ -192,7 +204,7 @@ def _animate(options: argparse.Namespace) -> None:
     )
     levels = [check_level(level.strip()) for level in options.intensity.split(",")]
     default_steps = LCM_STEPS if options.sampler == LCM else STEPS
-    cfg, min_cfg = guidance(options.cfg, options.min_cfg, options.sampler, options.model == DEMO)
+    cfg, min_cfg = guidance(options.cfg, options.min_cfg, options.sampler, is_demo(read_model_config(files)))
     start, end = _shares(options.prior)
     settings = Settings(
         options.text,
@@ -256,11 +268,17 @@ def _calibrate(options: argparse.Namespace) -> None:
     config = AdapterConfig() if options.write is None else read_config(options.write)
     numbers = {"frames": config.frames, "stride": config.frame_stride, "size": config.size}
     given = {name: getattr(options, name) for name in numbers if getattr(options, name) is not None}
+    for name, value in given.items():
+        if options.write is not None and value != numbers[name]:
+            raise LivePhotoError(
+                f"--{name} is {value}, but the levels of {options.write} are of clips with {name} {numbers[name]}: "
+                f"leave --{name} out, or --write"
+            )
     source = open_source(options.data, Window(**{**numbers, **given}))
     base = None if options.base is None else load_base(options.base, tokenizer=options.tokenizer)
     found, skipped = measure_source(source, base, config.intensity_measure)
-    thresholds = calibrate(found)
     print(report(skipped), file=sys.stderr)
+    thresholds = calibrate(found)
     # before they are stored: a full disk must not lose what took long to measure
     print(f"{len(found)} clips; levels 1 to 10 are cut at")
     print(f"ssim_thresholds = [{', '.join(f'{threshold:.6f}' for threshold in thresholds)}]")

@@ -64,11 +64,6 @@ def decode_latents(vae: nn.Module, latents: torch.Tensor, slice: int = 8) -> tor
     return torch.cat([(vae.decode(part).sample.float() / 2 + 0.5).clamp(0, 1) for part in parts])
 
 
-def vae_factor(base: Base) -> int:
-    """Pixels a side of a latent pixel: 8 for SD1.5, 4 for the demo."""
-    return 2 ** (len(base.vae.config.block_out_channels) - 1)
-
-
 def photo_tokens(
     image_encoder: nn.Module | None, photos: torch.Tensor, content: ContentShape
 ) -> tuple[torch.Tensor, tuple[int, int]]:

@@ -10,5 +10,6 @@ class LivePhotoError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's message, or the error's kind where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """What an exception of another library says, short enough for one line; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". :")[:200] if lines else type(error).__name__

@@ -35,7 +35,16 @@ DEFAULT_FPS = 8.0
 RECORD_KEY = "livephoto"
 XMP_NAMESPACE = "urn:livephoto"
 # What Pillow raises on broken files, apart from opening them; UnidentifiedImageError is an OSError.
-PILLOW_ERRORS = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
+PILLOW_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    IndexError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 # A picture held longer is a broken duration, not a clip.
 _MOST_REPEATS = 250
 # ffmpeg shows plain text as a video of a terminal.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +17,10 @@ from ..media import read_image
 from ..media_write import check_clip_suffix, contact_sheet, write_clip, write_picture
 from ..pipeline import Settings, complete
 from .model_files import DEMO, ModelFiles, load_model, read_model_config
+
+# formats keep a frame's time in thousandths of a second; a slower clip is a slide show
+LEAST_FPS, MOST_FPS = 0.1, 240.0
+WEBP_WIDTH = 16383
 
 
 def animate(
@@ -44,11 +47,12 @@ def animate(
     """
     out = Path(out)
     check_output(out)
-    if not (math.isfinite(fps) and fps > 0):
-        raise LivePhotoError(f"the frame rate must be a number above 0, got {fps}; 8 is the default")
+    if not LEAST_FPS <= fps <= MOST_FPS:
+        raise LivePhotoError(f"the frame rate must be a number from {LEAST_FPS} to {MOST_FPS}, got {fps:g}; 8 is the default")
     picture = read_image(photo)
     config = read_model_config(files)
     runs = [complete(replace(settings, intensity=level), config) for level in levels]
+    check_width(out, sum(run.size for run in runs))
     model = load_model(files, device)
     # the delay keeps the bar away until a first step is done: what is refused before that stays one line
     with tqdm(desc="animate", unit="step", delay=1e-3, mininterval=0) as bar:
@@ -67,8 +71,21 @@ def check_output(path: Path) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise LivePhotoError(f"cannot write {path}: there is no folder {folder}; create the folder first")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+    # a file is put in its place whole, for which the folder counts
+    if path.is_dir() or not all(os.access(part, os.W_OK) for part in (folder, *([path] if path.exists() else []))):
         raise LivePhotoError(f"cannot write {path}: permission denied or a folder; choose a file you can write to")
+
+
+def check_width(path: Path, width: int) -> None:
+    """Refuse clips side by side that are wider than the format can hold.
+
+    Raises:
+        LivePhotoError: a WebP of more than WEBP_WIDTH pixels.
+    """
+    if path.suffix.lower() == ".webp" and width > WEBP_WIDTH:
+        raise LivePhotoError(
+            f"{path} would be {width} pixels wide, a .webp holds {WEBP_WIDTH}: use .mp4, fewer levels or a smaller --size"
+        )
 
 
 def _shown(bar: tqdm, clips: int) -> Callable[[int, int], None]:

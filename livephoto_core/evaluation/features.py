@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
+from ..encoding import PHOTO_MEAN, PHOTO_STD
 from ..errors import LivePhotoError, first_line
 
 # mean and standard deviation of the pictures that each was trained on
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIDE = 224
 # frames [F, 3, H, W], 0..1 -> features [F, D]
@@ -33,7 +33,7 @@ def dino_features(folder: str | Path, device: str) -> Features:
     from transformers import AutoModel
 
     model = _load(AutoModel, folder, device)
-    return lambda frames: _run(model, frames, device, *IMAGENET).last_hidden_state[:, 0]
+    return lambda frames: _run(model, frames, device, PHOTO_MEAN, PHOTO_STD).last_hidden_state[:, 0]
 
 
 def clip_features(folder: str | Path, device: str) -> Features:

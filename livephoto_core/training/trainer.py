@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ..base import Base, first_line
+from ..base import Base
 from ..base_write import save_base
 from ..checkpoint import save_adapter
 from ..config import to_json
-from ..errors import LivePhotoError
+from ..errors import LivePhotoError, first_line
 from ..files import atomic_parts, atomic_path
 from ..schedule import add_noise, clean_and_noise
 from .batches import Batches, one_ahead
@@ -301,7 +301,7 @@ def fit(
     """Train to `run.steps`, logging, validating, sampling and saving as the run says.
 
     `base` is the one that the model was made of. `sample(model, step)` is called with the averaged weights every
-    `run.sample_every` steps. Saving comes before validating and sampling, so that an error in those loses nothing.
+    `run.sample_every` steps. A step that does all saves first, so that an error in validating or sampling does not lose it.
 
     Raises:
         LivePhotoError: the batch cannot be shared out, the precision is not to be had here, the state to resume from is missing

@@ -68,6 +68,12 @@ OPTIONS = {
     "negative seed": ({"--seed": "-1"}, ["seed"]),
     "prior of one number": ({"--prior": "0.1"}, ["--prior", "0.033,0.016"]),
     "rate of 0": ({"--fps": "0"}, ["frame rate"]),
+    "rate of a slide show": ({"--fps": "0.001"}, ["frame rate", "0.001"]),
+    "rate past all": ({"--fps": "1e10"}, ["frame rate", "0.1 to 240"]),
+    "too wide a webp": (
+        {"--intensity": "1,2,3,4,5,6,7,8,9", "--size": "2048", "-o": "out.webp"},
+        ["18432 pixels wide", "a .webp holds 16383"],
+    ),
     "no such device": ({"--device": "gpu9"}, ["'gpu9'", "--device cpu"]),
     "unknown suffix": ({"--out": "clip.avi"}, ["clip.avi", ".mp4, .webp, .gif, .png"]),
     "no such folder": ({"--out": "none/clip.mp4"}, ["none", "create the folder"]),

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from livephoto_core.base import SD15_CONFIGS, load_base, load_image_encoder, load_single_file
+from livephoto_core.base import SD15_CONFIGS, load_base, load_image_encoder, load_single_file, read_tensors
 from livephoto_core.checkpoint import save_adapter
 from livephoto_core.cli import main
 from livephoto_core.config import AdapterConfig, BaseShape, ContentShape, MotionShape, NoiseSchedule, ReweightShape
 from livephoto_core.diffusers_host import base_shape
-from livephoto_core.encoding import decode, encode_photo, encode_text, photo_tokens, vae_factor
+from livephoto_core.encoding import decode, encode_photo, encode_text, photo_tokens
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import write_picture
@@ -23,7 +23,6 @@ CONTENT = ContentShape("tiny", image_size=64, patch_size=4, token_width=24, widt
 
 
 def test_folder(tiny_base):
-    assert vae_factor(tiny_base) == 4
     assert tiny_base.prediction_type == "v_prediction"
     assert tiny_base.schedule == NoiseSchedule()
     assert tiny_base.image_encoder is not None
@@ -360,6 +359,15 @@ def test_single_file_needs_a_tokenizer(single_file):
         load_base(single_file[0])
     with pytest.raises(LivePhotoError, match="there is no tokenizer folder"):
         load_base(single_file[0], tokenizer="none")
+
+
+def test_files_that_hold_no_tensors(tmp_path):
+    for name, content in (("text.pt", b"hello world"), ("zeros.bin", bytes(100))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(LivePhotoError, match=name):
+            read_tensors(tmp_path / name)
+    torch.save({"state_dict": torch.zeros(3)}, tmp_path / "one.pt")
+    assert read_tensors(tmp_path / "one.pt") == {}
 
 
 def test_truncated_single_file_and_code_in_a_ckpt(single_file, tiny_base_folder, tmp_path):

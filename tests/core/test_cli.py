@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from livephoto_core.checkpoint import load_adapter, read_config, read_metadata
-from livephoto_core.cli import main
+from livephoto_core.checkpoint import load_adapter, read_config, read_metadata, save_adapter
+from livephoto_core.cli import _is_out_of_memory, main
 from livephoto_core.commands.inspect_file import describe
+from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.intensity import calibrate, clip_ssim
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import read_settings, write_clip
@@ -164,23 +165,65 @@ def test_calibrate_prints_the_thresholds(clips, capsys):
 
 def test_calibrate_writes_into_a_checkpoint(clips, tiny_adapter_file, tiny_base_folder, tmp_path, capsys):
     checkpoint = tmp_path / "adapter.safetensors"
-    checkpoint.write_bytes(tiny_adapter_file.read_bytes())
-    before, config = load_adapter(checkpoint).state_dict(), read_config(checkpoint)
-    assert main(["calibrate", str(clips), "--write", str(checkpoint), "--stride", "1"]) == 0
+    adapter = load_adapter(tiny_adapter_file)
+    adapter.config = config = replace(adapter.config, frame_stride=1)
+    save_adapter(adapter, checkpoint, {"made by": "tests"})
+    before = adapter.state_dict()
+    assert main(["calibrate", str(clips), "--write", str(checkpoint)]) == 0
     after = read_config(checkpoint)
     assert after.ssim_thresholds != config.ssim_thresholds
     assert len(after.ssim_thresholds) == 9 and after.intensity_from == "frames"
     assert (after.base, after.motion, after.size) == (config.base, config.motion, config.size)
     assert all(torch.equal(value, before[name]) for name, value in load_adapter(checkpoint).state_dict().items())
     assert read_metadata(checkpoint) == {"made by": "tests"}
-    arguments = ["calibrate", str(clips), "--write", str(checkpoint), "--stride", "1", "--base", str(tiny_base_folder)]
-    assert main(arguments) == 0
+    assert main(["calibrate", str(clips), "--write", str(checkpoint), "--base", str(tiny_base_folder)]) == 0
     restored = read_config(checkpoint)
     assert restored.ssim_thresholds != after.ssim_thresholds, "as the VAE restores the clips"
     assert restored.intensity_from == "reconstruction"
     capsys.readouterr()
     assert main(["inspect", str(checkpoint)]) == 0
     assert "measured on reconstruction" in capsys.readouterr().out
+
+
+def test_calibrate_stores_no_levels_of_other_clips(clips, tiny_adapter_file, capsys):
+    before = tiny_adapter_file.read_bytes()
+    assert main(["calibrate", str(clips), "--write", str(tiny_adapter_file), "--stride", "2"]) == 2
+    assert "--stride is 2, but the levels of" in capsys.readouterr().err
+    assert tiny_adapter_file.read_bytes() == before
+
+
+def test_calibrate_names_what_it_skipped_where_too_little_is_left(clips, capsys):
+    for path in sorted(clips.glob("*.webp"))[3:]:
+        path.write_bytes(b"no video")
+    assert main(["calibrate", str(clips), "--frames", "4", "--stride", "1", "--size", "32"]) == 2
+    said = capsys.readouterr().err
+    assert "9 clips skipped" in said and "10 levels need" in said
+
+
+def test_a_demo_trained_further_is_guided_as_the_demo(photo, tmp_path, capsys):
+    checkpoint = tmp_path / "further.safetensors"
+    checkpoint.write_bytes((DEMO_FOLDER / "adapter.safetensors").read_bytes())
+    found = []
+    for files in (["--model", "demo"], ["--model", str(checkpoint), "--base", str(DEMO_FOLDER)]):
+        out = tmp_path / "out.gif"
+        assert main(["animate", photo, "still", "--steps", "1", "--frames", "2", *files, "-o", str(out)]) == 0
+        found.append({name: read_settings(out)[name] for name in ("cfg", "min_cfg")})
+    assert found[0] == found[1] == {"cfg": 2.5, "min_cfg": 1.0}
+
+
+def test_a_path_that_the_system_refuses_is_one_line(photo, tmp_path, capsys):
+    path, out = "x" * 300, str(tmp_path / "a.gif")
+    for arguments in (["measure", photo, "--model", path], ["animate", photo, "still", "--base", path, "-o", out]):
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "give another path" in said
+
+
+def test_memory_that_is_not_there_is_known_by_torchs_own_error():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert _is_out_of_memory(caught.value)
+    assert not _is_out_of_memory(RuntimeError("the size of tensor a must match"))
 
 
 def test_calibrate_by_a_csv(clips, capsys):
