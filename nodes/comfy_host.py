@@ -118,20 +118,21 @@ def _motion_host(unet: UNetModel, block: tuple[str, int]) -> nn.Module:
 
 def sampling_of(model: Any, schedule: NoiseSchedule) -> nn.Module:
     """The MODEL's own kind of model_sampling (eps, v, LCM ...) on another noise schedule."""
+    own = model.get_model_object("model_sampling")
     settings = {
+        "zsnr": getattr(own, "zsnr", False),
         "beta_schedule": BETA_SCHEDULES[schedule.kind],
         "linear_start": schedule.beta_start,
         "linear_end": schedule.beta_end,
         "timesteps": schedule.timesteps,
     }
-    own = model.get_model_object("model_sampling")
-    return type(own)(SimpleNamespace(sampling_settings=settings), zsnr=getattr(own, "zsnr", None))
+    return type(own)(SimpleNamespace(sampling_settings=settings))
 
 
 def check_schedule(sampling: nn.Module, schedule: NoiseSchedule) -> None:
     """Refuse to sample on another noise schedule than the checkpoint's: the clip would be washed out and flicker.
 
-    Half-way: there the schedules differ most, and a zero terminal SNR changes little.
+    Compared half-way, where a zero terminal SNR changes little.
 
     Raises:
         LivePhotoError: names both noise levels and the node that may have set it.
@@ -142,7 +143,7 @@ def check_schedule(sampling: nn.Module, schedule: NoiseSchedule) -> None:
     if not 0.85 < found / wanted < 1.18:
         raise LivePhotoError(
             f"the MODEL samples on another noise schedule (sigma {found:.2f} half-way) than the LivePhoto checkpoint's "
-            f"({wanted:.2f}): put ModelSamplingDiscrete and the like before Apply LivePhoto"
+            f"({wanted:.2f}): put ModelSamplingDiscrete before Apply LivePhoto, and use no other such node"
         )
 
 

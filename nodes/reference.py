@@ -159,7 +159,8 @@ def invert(model: Any, conditioning: Any, latent: torch.Tensor, steps: int) -> t
 
     sampling = model.get_model_object("model_sampling")
     # LCM's sampling keeps the sigmas of fifty timesteps alone: more steps than those meet some of them twice
-    sigmas = sampling.sigma(inversion_timesteps(NoiseSchedule(timesteps=sampling.num_timesteps), steps)).unique()
+    timesteps = getattr(sampling, "num_timesteps", len(sampling.sigmas))
+    sigmas = sampling.sigma(inversion_timesteps(NoiseSchedule(timesteps=timesteps), steps)).unique()
 
     def rise(denoise: Any, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict, callback: Any = None, **_: Any) -> torch.Tensor:
         done = 0

@@ -44,7 +44,8 @@ def test_another_schedule_behind_apply_is_refused(results):
     found = results("schedule_set_behind")
     print(found["message"])
     assert found["kind"] == "LivePhotoError"
-    assert "put ModelSamplingDiscrete and the like before Apply LivePhoto" in found["message"]
+    assert "put ModelSamplingDiscrete before Apply LivePhoto" in found["message"]
+    assert "noise schedule" in results("sampling_of_another_kind")["message"]
     assert torch.isfinite(found["latents"]).all()
 
 

@@ -92,6 +92,12 @@ def schedule_set_behind() -> dict[str, Any]:
 
 
 @case
+def sampling_of_another_kind() -> dict[str, Any]:
+    edm = nodes_model_advanced.ModelSamplingContinuousEDM().patch(demo().model, "v_prediction", 120.0, 0.002)[0]
+    return refused(lambda: ksampler(apply(edm)))
+
+
+@case
 def zero_terminal_snr() -> dict[str, Any]:
     """ModelSamplingDiscrete's zsnr before Apply LivePhoto and behind it."""
     node = nodes_model_advanced.ModelSamplingDiscrete()
