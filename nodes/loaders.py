@@ -86,7 +86,7 @@ class LivePhotoDemoLoader(io.ComfyNode):
                 io.Model.Output(tooltip="The demo's UNet; it needs Apply LivePhoto."),
                 io.Clip.Output(tooltip="The demo's text encoder; it knows motion words and little else."),
                 io.Vae.Output(tooltip="The demo's VAE: 4 pixels a latent pixel."),
-                io.ClipVision.Output(tooltip="The demo's patch encoder, for CLIP Vision Encode."),
+                io.ClipVision.Output(tooltip="The demo's patch encoder, for Encode Reference Photo."),
                 ModelType.Output(display_name="livephoto_model", tooltip="For Apply LivePhoto and Re-weight Motion Text."),
             ],
         )

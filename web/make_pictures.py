@@ -37,7 +37,7 @@ PICTURES = {
         "livephoto_demo",
         False,
         "LivePhotoDemoLoader > (LivePhotoPriorInversion); (LivePhotoApply); (Encode the text); (Negative text);"
-        " (Re-weight Motion Text); (LivePhotoReferenceEncode); (VAEDecode); (CLIPVisionEncode); (LivePhotoMeasureMotion)",
+        " (Re-weight Motion Text); (LivePhotoReferenceEncode); (VAEDecode); (LivePhotoMeasureMotion)",
     ),
     "LivePhotoIntensity": ("livephoto_demo", True, "LivePhotoIntensity > LivePhotoApply; LivePhotoMeasureMotion"),
     "LivePhotoMeasureMotion": (
@@ -49,7 +49,7 @@ PICTURES = {
         "livephoto_sd15",
         False,
         "SD1.5 checkpoint; LivePhotoModelLoader; DINOv2-large > (LivePhotoApply); (Re-weight Motion Text); (Re-weight negative);"
-        " (LivePhotoMeasureMotion); (CLIPVisionEncode)",
+        " (LivePhotoMeasureMotion); (LivePhotoReferenceEncode)",
     ),
     "LivePhotoPriorInversion": (
         "livephoto_sd15",
@@ -66,7 +66,7 @@ PICTURES = {
     "LivePhotoReferenceEncode": (
         "livephoto_demo",
         True,
-        "Photo; (LivePhotoDemoLoader); (Frames) > (CLIPVisionEncode) > LivePhotoReferenceEncode > (LivePhotoPriorInversion)",
+        "Photo; (LivePhotoDemoLoader); (Frames) > LivePhotoReferenceEncode > (LivePhotoPriorInversion)",
     ),
     "LivePhotoSampler": (
         "livephoto_demo",
