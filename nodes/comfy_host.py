@@ -6,14 +6,12 @@ frames there are. Hooks that outlive their MODEL are without effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
-import comfy.controlnet
 import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -28,8 +26,8 @@ from ..livephoto_core.fit import check_fit
 from ..livephoto_core.model.adapter import LivePhotoAdapter
 from ..livephoto_core.model.content import KeysValues
 from ..livephoto_core.noise import share_noise
-from ..livephoto_core.schedule import alphas_cumprod
 from .checks import check_numbers
+from .sampling_checks import check_hints, check_schedule, check_texts, frames_of
 from .types import LoadedModel, Motion, Reference
 
 KEY = "livephoto"
@@ -129,24 +127,6 @@ def sampling_of(model: Any, schedule: NoiseSchedule) -> nn.Module:
     return type(own)(SimpleNamespace(sampling_settings=settings))
 
 
-def check_schedule(sampling: nn.Module, schedule: NoiseSchedule) -> None:
-    """Refuse to sample on another noise schedule than the checkpoint's: the clip would be washed out and flicker.
-
-    Compared half-way, where a zero terminal SNR changes little.
-
-    Raises:
-        LivePhotoError: names both noise levels and the node that may have set it.
-    """
-    middle = schedule.timesteps // 2
-    kept = float(alphas_cumprod(schedule)[middle])
-    wanted, found = ((1 - kept) / kept) ** 0.5, float(sampling.sigma(torch.tensor(float(middle))))
-    if not 0.85 < found / wanted < 1.18:
-        raise LivePhotoError(
-            f"the MODEL samples on another noise schedule (sigma {found:.2f} half-way) than the LivePhoto checkpoint's "
-            f"({wanted:.2f}): put ModelSamplingDiscrete before Apply LivePhoto, and use no other such node"
-        )
-
-
 def apply(
     model: Any, livephoto: LoadedModel, reference: Reference, motion: Motion, image_strength: float, motion_strength: float
 ) -> Any:
@@ -205,77 +185,6 @@ def check_reference(reference: Reference, motion: Motion, config: AdapterConfig)
             f"the photo has {rows * columns} patch tokens ({rows}x{columns}), the LivePhoto checkpoint needs {side * side} "
             f"({side}x{side}): encode the photo with {config.content.encoder}"
         )
-
-
-def check_texts(conds: dict[str, list[dict]], batch: int, clips: int, width: int) -> None:
-    """Refuse texts that do not go with a latent of `batch` frames for so many clips: ComfyUI repeats or cuts rows to fit.
-
-    Args:
-        conds: a guider's, by name.
-        batch: frames of all clips.
-        clips: one a photo.
-        width: of the base's text embeddings.
-
-    Raises:
-        LivePhotoError: a text of another width, or with rows for another number of frames.
-    """
-    frames = batch // clips
-    texts = ((name, cond["cross_attn"]) for name, entries in conds.items() for cond in entries if "cross_attn" in cond)
-    for name, text in texts:
-        if text.shape[-1] != width:
-            raise LivePhotoError(
-                f"the {name} text is {text.shape[-1]} wide, the LivePhoto checkpoint needs {width}: encode it with the MODEL's CLIP"
-            )
-        if len(text) not in (1, frames, batch):
-            raise LivePhotoError(
-                f"the {name} text has rows for {len(text)} frames, the clip has {frames}: set the frames of Re-weight Motion Text "
-                f"to {frames}, or the batch size of the latent to {len(text) * clips}"
-            )
-
-
-def check_hints(conds: dict[str, list[dict]], batch: int, clips: int) -> None:
-    """Refuse a ControlNet whose hints do not go with a latent of `batch` frames: ComfyUI would begin them again.
-
-    Raises:
-        LivePhotoError: neither one hint, nor one a frame of a clip or of all clips, nor more.
-    """
-    frames = batch // clips
-    for name, entries in conds.items():
-        for control in chain.from_iterable(_controls(cond.get("control")) for cond in entries):
-            hints = control.cond_hint_original
-            if hints is not None and len(hints) < batch and len(hints) not in (1, frames):
-                fix = f"one picture or {frames}" if clips == 1 else f"one picture, {frames} for all clips alike, or {batch}"
-                raise LivePhotoError(
-                    f"the ControlNet of the {name} text has {len(hints)} pictures for {clips} clip{'s' * (clips > 1)} of {frames} "
-                    f"frames: give it {fix}"
-                )
-
-
-def _controls(control: Any) -> Iterator[Any]:
-    """ComfyUI's own ControlNets in a chain; those of other packs deal out their hints themselves."""
-    while control is not None:
-        if type(control).__module__ == comfy.controlnet.__name__:
-            yield control
-        control = control.previous_controlnet
-
-
-def frames_of(batch: int, clips: int) -> int:
-    """Frames of each of so many clips in a latent's batch.
-
-    Raises:
-        LivePhotoError: the batch is not made of whole clips, or a clip has no second frame.
-    """
-    frames, rest = divmod(batch, clips)
-    if rest:
-        raise LivePhotoError(
-            f"the latent has {batch} frames for {clips} photos: make its batch a multiple of the photos, such as 16 each"
-        )
-    if frames < 2:
-        raise LivePhotoError(
-            f"the latent has 1 frame{' a photo' * (clips > 1)}, a clip at least 2: set the batch size of Empty Latent Image to "
-            f"{16 * clips}"
-        )
-    return frames
 
 
 def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> ClipCondition:
