@@ -44,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader of the output went away; keep the interpreter from writing to it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        # such as a name that is too long, or a folder that must not be searched
-        return _fail(f"cannot use {error.filename or 'a file'} ({error.strerror or error}): give another path")
+        # such as a name that is too long, or a folder that must not be searched; not what goes wrong between processes
+        if error.filename is None:
+            raise
+        return _fail(f"cannot use {error.filename} ({error.strerror}): give another path")
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
