@@ -12,7 +12,7 @@ from torch import nn
 
 from ..livephoto_core.config import NoiseSchedule
 from ..livephoto_core.errors import LivePhotoError
-from ..livephoto_core.schedule import alphas_cumprod
+from ..livephoto_core.schedule import sigmas
 
 
 def check_schedule(sampling: nn.Module, schedule: NoiseSchedule) -> None:
@@ -24,8 +24,7 @@ def check_schedule(sampling: nn.Module, schedule: NoiseSchedule) -> None:
         LivePhotoError: names both noise levels and the node that may have set it.
     """
     middle = schedule.timesteps // 2
-    kept = float(alphas_cumprod(schedule)[middle])
-    wanted, found = ((1 - kept) / kept) ** 0.5, float(sampling.sigma(torch.tensor(float(middle))))
+    wanted, found = float(sigmas(schedule)[middle]), float(sampling.sigma(torch.tensor(float(middle))))
     if not 0.85 < found / wanted < 1.18:
         raise LivePhotoError(
             f"the MODEL samples on another noise schedule (sigma {found:.2f} half-way) than the LivePhoto checkpoint's "
