@@ -148,6 +148,15 @@ def test_a_cache_knows_on_what_its_levels_were_measured(config, without_levels, 
         assert model.adapter.config.intensity_from == source
 
 
+def test_sample_sheets_without_an_image_encoder_are_refused_at_the_start(config, refused, tiny_base_folder, tmp_path):
+    shutil.copytree(tiny_base_folder, tmp_path / "base", ignore=shutil.ignore_patterns("image_encoder"))
+    cache_stream(tmp_path / "cache", map(encoded, range(12)))
+    data = {"kind": "cache", "path": str(tmp_path / "cache")}
+    values = config(data, base=str(tmp_path / "base"))
+    refused({**values, "sample_every": 1}, "no image encoder, which sample sheets need", "sample_every to 0")
+    prepare(run_from_dict({**values, "sample_every": 0}))
+
+
 def test_levels_of_the_start_must_be_of_what_the_clips_were_measured_on(config, refused, tmp_path):
     """Those of the demo are of reconstructions: raw frames would all come out too strong."""
     folder = tmp_path / "cache"
