@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -84,17 +84,19 @@ def read_clip(path: str | Path, max_frames: int | None = None, stride: int = 1) 
     """
     if max_frames is not None and max_frames < 1:
         raise LivePhotoError(f"max_frames must be 1 or more, got {max_frames}; leave it out to read all frames")
-    frames, fps = _open_clip(path, stride, max_frames)
+    frames, fps = _open_clip(path, slice(0, None if max_frames is None else max_frames * stride, stride))
     return Clip(_to_tensor(np.stack(list(frames))), fps)
 
 
-def stream_clip(path: str | Path, stride: int = 1) -> Iterator[Tensor]:
+def stream_clip(path: str | Path, stride: int = 1, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
     """Yield the frames that `read_clip` would return, [3, H, W] each, without holding a long video in memory.
+
+    Of these, every `stride`-th from frame `start` on and before `stop`; what a video has in between is decoded, but not converted.
 
     Raises:
         LivePhotoError: as `read_clip`, some of it only after the first frames.
     """
-    frames, _ = _open_clip(path, stride, None)
+    frames, _ = _open_clip(path, slice(start, stop, stride))
     return map(_to_tensor, frames)
 
 
@@ -181,24 +183,23 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _open_clip(path: str | Path, stride: int, max_frames: int | None) -> tuple[Iterator[np.ndarray], float]:
-    """Frames [H, W, 3], uint8, of one size, at least one; and the rate of these frames."""
-    if stride < 1:
-        raise LivePhotoError(f"stride must be 1 or more, got {stride}; 1 keeps every frame")
+def _open_clip(path: str | Path, wanted: slice) -> tuple[Iterator[np.ndarray], float]:
+    """The wanted frames [H, W, 3], uint8, of one size, and the rate of these frames."""
+    if wanted.step < 1:
+        raise LivePhotoError(f"stride must be 1 or more, got {wanted.step}; 1 keeps every frame")
     path = _existing(path)
-    stop = None if max_frames is None else max_frames * stride
     if path.is_dir():
-        frames, fps = _folder_frames(path), DEFAULT_FPS
+        frames, fps = _folder_frames(path, wanted), DEFAULT_FPS
     else:
-        frames, fps = _animation(path, stop) or _video(path)
-    return _checked(islice(frames, 0, stop, stride), path), fps / stride
+        frames, fps = _animation(path, wanted) or _video(path, wanted)
+    return _of_one_size(frames, path), fps / wanted.step
 
 
-def _checked(frames: Iterator[np.ndarray], path: Path) -> Iterator[np.ndarray]:
-    first = next(frames, None)
-    if first is None:
-        raise LivePhotoError(f"{path} has no frame that can be read; give a whole video")
-    return chain([first], (_same_size(frame, first, path) for frame in frames))
+def _of_one_size(frames: Iterator[np.ndarray], path: Path) -> Iterator[np.ndarray]:
+    first = None
+    for frame in frames:
+        first = frame if first is None else first
+        yield _same_size(frame, first, path)
 
 
 def _same_size(frame: np.ndarray, first: np.ndarray, path: Path) -> np.ndarray:
@@ -210,12 +211,12 @@ def _same_size(frame: np.ndarray, first: np.ndarray, path: Path) -> np.ndarray:
     return frame
 
 
-def _folder_frames(folder: Path) -> Iterator[np.ndarray]:
+def _folder_frames(folder: Path, wanted: slice) -> Iterator[np.ndarray]:
     pictures = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != "."]
     if not pictures:
         kinds = " ".join(PICTURE_SUFFIXES)
         raise LivePhotoError(f"{folder} has no pictures ({kinds}) in it; give a folder of frames or a video")
-    return map(_read_picture, sorted(pictures, key=_natural_order))
+    return map(_read_picture, sorted(pictures, key=_natural_order)[wanted])
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:
@@ -223,14 +224,14 @@ def _natural_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _animation(path: Path, stop: int | None) -> tuple[Iterator[np.ndarray], float] | None:
-    """All frames of a webp, gif or png and their rate; None if the file is none of these."""
+def _animation(path: Path, wanted: slice) -> tuple[Iterator[np.ndarray], float] | None:
+    """The wanted frames of a webp, gif or png and the rate of all; None if the file is none of these."""
     try:
         image = Image.open(path, formats=ANIMATION_FORMATS)
     except PILLOW_ERRORS:
         return None
     with image:
-        shown = _shown_frames(image, path, stop)
+        shown = _shown_frames(image, path, wanted.stop)
         record = _picture_record(image) if image.format in ("WEBP", "GIF") else None
     durations = [duration for _, duration in shown]
     fps = record["fps"] if record else _usual_rate(durations)
@@ -238,7 +239,7 @@ def _animation(path: Path, stop: int | None) -> tuple[Iterator[np.ndarray], floa
     if record and len(shown) == 1:
         # A clip that never moves is stored as one picture, in a webp even without its duration.
         frames = frames[:1] * record["frames"]
-    return iter(frames), fps
+    return iter(frames[wanted]), fps
 
 
 def _repeats(frames: float) -> int:
@@ -282,25 +283,27 @@ def _open_video(path: Path):
     return container
 
 
-def _video(path: Path) -> tuple[Iterator[np.ndarray], float]:
+def _video(path: Path, wanted: slice) -> tuple[Iterator[np.ndarray], float]:
     container = _open_video(path)
     rate = container.streams.video[0].average_rate or Fraction(DEFAULT_FPS)
-    return _video_frames(container, path), float(rate)
+    return _video_frames(container, path, wanted), float(rate)
 
 
-def _video_frames(container, path: Path) -> Iterator[np.ndarray]:
+def _video_frames(container, path: Path, wanted: slice) -> Iterator[np.ndarray]:
     import av
 
     count = 0
     with container:
         try:
-            for frame in container.decode(video=0):
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                yield np.ascontiguousarray(upright)
+            for frame in islice(container.decode(video=0), wanted.stop):
+                if count >= wanted.start and (count - wanted.start) % wanted.step == 0:
+                    yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
                 count += 1
         except av.FFmpegError as error:
             if count < 2:
                 raise LivePhotoError(f"cannot read {path} ({_cause(error)}); the video is cut off or broken") from error
+    if not count:
+        raise LivePhotoError(f"{path} has no frame that can be read; give a whole video")
 
 
 def _picture_record(image: Image.Image) -> dict | None:

@@ -4,11 +4,13 @@ A source gives `ClipSample | Skipped` in an order that is always the same; it ha
 clips. A clip that cannot be used is skipped by name, it never ends an iteration.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from ..errors import LivePhotoError
 from ..media import fit_image, stream_clip
 
 POSITIONS = ("centre", "start")
+# decoded clips wait in memory, twice as many as there are readers
+MOST_READERS = 8
 # ffmpeg's names of the containers that are read by PyAV and whose packets are frames.
 _COUNTED_CONTAINERS = ("mov,", "matroska,", "avi")
 
@@ -38,13 +42,42 @@ class Skipped:
     reason: str
 
 
-class Source(Protocol):
-    """Clips in an order that is always the same."""
+Load = Callable[[], ClipSample | Skipped]
 
-    def __iter__(self) -> Iterator[ClipSample | Skipped]: ...
+
+class Source(ABC):
+    """Clips in an order that is always the same, read a few ahead."""
+
+    @abstractmethod
+    def loads(self, count: int) -> Iterator[Load]:
+        """A call for each item after the first `count`, which are not decoded; the calls may run at once."""
+
+    def __iter__(self) -> Iterator[ClipSample | Skipped]:
+        return self.after(0)
 
     def after(self, count: int) -> Iterator[ClipSample | Skipped]:
         """What comes after the first `count` items, which are not decoded."""
+        return in_order(self.loads(count), min(MOST_READERS, os.cpu_count() or 1))
+
+
+def in_order(loads: Iterable[Load], threads: int) -> Iterator[ClipSample | Skipped]:
+    """What calls give, in their order; up to `threads` of them run at once and as many more wait to be fetched."""
+    pending: deque[Future] = deque()
+    teams = torch.get_num_threads()
+    # one thread of torch's for each of ours: teams of them would get in each other's way
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for load in loads:
+                pending.append(pool.submit(load))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+            # what the last thread chose would be for all threads that are yet to come
+            torch.set_num_threads(teams)
 
 
 @dataclass(frozen=True)
@@ -155,8 +188,7 @@ def report(skipped: Sequence[Skipped]) -> str:
 
 def _read_window(path: str | Path, window: Window, total: int) -> list[Tensor]:
     chosen = pick_frames(total, window.frames, window.stride, window.position)
-    frames = islice(stream_clip(path), chosen.start, chosen.stop, chosen.step)
-    return [centre_crop(frame, window.size) for frame in frames]
+    return [centre_crop(frame, window.size) for frame in stream_clip(path, chosen.step, chosen.start, chosen.stop)]
 
 
 def _declared_frames(path: Path) -> int:

@@ -3,10 +3,11 @@
 import csv
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from ..errors import LivePhotoError
-from .clips import ClipSample, Skipped, Window, load_sample
+from .clips import ClipSample, Load, Skipped, Source, Window, load_sample
 
 WEBVID_COLUMNS = ("videoid", "name", "page_dir")
 PLAIN_COLUMNS = ("path", "caption")
@@ -14,7 +15,7 @@ PLAIN_COLUMNS = ("path", "caption")
 _Row = tuple[str, tuple[str, ...]]
 
 
-class FolderSource:
+class FolderSource(Source):
     """Clips of a folder in the order of its CSV.
 
     The CSV is UTF-8 with a header; further columns are ignored. With WebVid's columns a clip lies at
@@ -50,12 +51,9 @@ class FolderSource:
         """Rows of the CSV, those to be skipped included."""
         return len(self._rows)
 
-    def __iter__(self) -> Iterator[ClipSample | Skipped]:
-        return self.after(0)
-
-    def after(self, count: int) -> Iterator[ClipSample | Skipped]:
-        """What comes after the first `count` rows, whose clips are not opened."""
-        return map(self._load, self._rows[count:])
+    def loads(self, count: int) -> Iterator[Load]:
+        """As Source."""
+        return (partial(self._load, row) for row in self._rows[count:])
 
     def _load(self, row: Skipped | _Row) -> ClipSample | Skipped:
         if isinstance(row, Skipped):

@@ -3,16 +3,17 @@
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from ..errors import LivePhotoError
-from .clips import ClipSample, Skipped, Window, load_sample
+from .clips import ClipSample, Load, Skipped, Source, Window, load_sample
 
 CLIP_MEMBERS = ("mp4", "webm", "gif", "webp")
 
 
-class ShardSource:
+class ShardSource(Source):
     """Clips of webdataset shards, shard by shard, in the order in which they were packed.
 
     A sample is a clip (`KEY.mp4`, `.webm`, `.gif` or `.webp`) and its caption (`KEY.txt`, or "caption" in `KEY.json`).
@@ -40,24 +41,19 @@ class ShardSource:
         given = [shards] if isinstance(shards, str | Path) else shards
         self.shards = [path for item in given for path in _expand(item)]
 
-    def __iter__(self) -> Iterator[ClipSample | Skipped]:
-        return self.after(0)
+    def loads(self, count: int) -> Iterator[Load]:
+        """As Source; the first `count` samples are read past in their shards."""
+        return islice(self._all_loads(), count, None)
 
-    def after(self, count: int) -> Iterator[ClipSample | Skipped]:
-        """What comes after the first `count` samples; those are read past in their shards, and not decoded."""
-        for item in islice(self._packed(), count, None):
-            yield item if isinstance(item, Skipped) else _load(*item, self.window)
-
-    def _packed(self) -> Iterator[tuple[dict, str] | Skipped]:
-        """Each sample as the shards hold it, with its name."""
+    def _all_loads(self) -> Iterator[Load]:
         for shard in self.shards:
             errors: list[Exception] = []
             for record in _records(shard, errors):
-                yield record, f"{shard.name}:{record['__key__']}"
+                yield partial(_load, record, f"{shard.name}:{record['__key__']}", self.window)
             if errors:
                 # webdataset adds the stream it read from.
                 cause = str(errors[0].args[0]).split(" @ ")[0]
-                yield Skipped(shard.name, f"the shard is cut off or broken from here on ({cause}); pack it again")
+                yield partial(Skipped, shard.name, f"the shard is cut off or broken from here on ({cause}); pack it again")
 
 
 def _webdataset():

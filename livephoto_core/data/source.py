@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ..errors import LivePhotoError
 from ..media import ANIMATION_FORMATS
-from .clips import ClipSample, Skipped, Source, Window, load_sample
+from .clips import Load, Source, Window, load_sample
 from .folder import FolderSource
 from .shards import ShardSource
 
 CLIP_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", *(f".{kind.lower()}" for kind in ANIMATION_FORMATS))
 
 
-class PlainFolder:
+class PlainFolder(Source):
     """Clips of a folder without captions, in the order of their names; a folder of pictures in it is a clip too.
 
     Raises:
@@ -30,12 +31,9 @@ class PlainFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __iter__(self) -> Iterator[ClipSample | Skipped]:
-        return self.after(0)
-
-    def after(self, count: int) -> Iterator[ClipSample | Skipped]:
-        """What comes after the first `count` clips, which are not opened."""
-        return (load_sample(path, self.window, "", path.name) for path in self.paths[count:])
+    def loads(self, count: int) -> Iterator[Load]:
+        """As Source."""
+        return (partial(load_sample, path, self.window, "", path.name) for path in self.paths[count:])
 
 
 def open_source(

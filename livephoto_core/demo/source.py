@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from ..data.clips import ClipSample
+from ..data.clips import ClipSample, Load, Source
 from ..errors import LivePhotoError
 from .clips import ClipSet
 from .photos import SHORT_SIDE, Photo, load_photos, package_photos, split_photos
@@ -42,7 +43,7 @@ def photos_at(folder: str, size: int = 64) -> tuple[list[Photo], list[Photo]]:
     return train, test
 
 
-class ProceduralSource:
+class ProceduralSource(Source):
     """Clips of `frames` frames of `size` pixels, drawn by their number: the same on every machine and in any order.
 
     The first `held_out` of the `count` are of photographs and shapes that the others never show.
@@ -62,12 +63,9 @@ class ProceduralSource:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[ClipSample]:
-        return self.after(0)
-
-    def after(self, count: int) -> Iterator[ClipSample]:
-        """What comes after the first `count` clips, which are not drawn."""
-        return map(self.sample, range(count, self.count))
+    def loads(self, count: int) -> Iterator[Load]:
+        """As Source."""
+        return (partial(self.sample, index) for index in range(count, self.count))
 
     def told_by(self) -> list[object]:
         """What tells these clips from others of as many, as plain values: the photographs, and the captions' phrasings."""

@@ -2,6 +2,9 @@ import io
 import subprocess
 import sys
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import av
 import pytest
@@ -160,18 +163,19 @@ def test_folder_of_pictures(tmp_path):
 
 
 def test_a_video_is_read_up_to_the_last_frame_needed(tmp_path, monkeypatch):
-    read = []
+    stops = []
 
-    def counted(path):
-        return (read.append(None) or frame for frame in stream_clip(path))
+    def watched(path, stride=1, start=0, stop=None):
+        stops.append(stop)
+        return stream_clip(path, stride, start, stop)
 
-    monkeypatch.setattr(clips, "stream_clip", counted)
+    monkeypatch.setattr(clips, "stream_clip", watched)
     for suffix in (".mp4", ".webm"):
         (tmp_path / f"clip{suffix}").write_bytes(clip_bytes(tmp_path, suffix))
         for position, needed in (("start", 5), ("centre", 8)):
-            read.clear()
-            load_clip(tmp_path / f"clip{suffix}", Window(3, 2, SIZE, position))
-            assert len(read) == needed
+            stops.clear()
+            assert len(load_clip(tmp_path / f"clip{suffix}", Window(3, 2, SIZE, position))) == 3
+            assert stops == [needed]
 
 
 def test_video_shorter_than_its_header_says(tmp_path):
@@ -373,7 +377,7 @@ def test_what_comes_after_the_first_clips_without_decoding_those(tmp_path, monke
         members = {f"{key}.{suffix}": data for key in shard for suffix, data in (("gif", gif.read_bytes()), ("txt", key.encode()))}
         write_shard(packed / f"{shard}.tar", members)
     opened = []
-    monkeypatch.setattr(clips, "stream_clip", lambda path: opened.append(path) or stream_clip(path))
+    monkeypatch.setattr(clips, "stream_clip", lambda path, *window: opened.append(path) or stream_clip(path, *window))
     for source in (FolderSource(folder, **CUT), ShardSource(packed, **CUT), PlainFolder(folder, Window(**CUT))):
         whole = [item.name for item in source]
         decoded = len(opened)
@@ -382,6 +386,42 @@ def test_what_comes_after_the_first_clips_without_decoding_those(tmp_path, monke
             assert [item.name for item in source.after(count)] == whole[count:]
             assert len(opened) == decoded * (4 - count) / 4
         opened.clear()
+
+
+def test_items_come_in_order_whichever_is_done_first():
+    under_way, release = [], threading.Event()
+
+    def slow():
+        under_way.append("slow")
+        assert release.wait(10)
+        return Skipped("slow", "")
+
+    def quick(number):
+        under_way.append(number)
+        if number == 3:
+            release.set()
+        return Skipped(str(number), str(torch.get_num_threads()))
+
+    loads = [slow, *(partial(quick, number) for number in range(1, 20))]
+    found = list(clips.in_order(loads, 2))
+    assert [item.name for item in found] == ["slow", *map(str, range(1, 20))]
+    assert {item.reason for item in found[1:]} == {"1"}, "readers take one core each"
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == torch.get_num_threads()
+
+
+def test_no_more_is_read_ahead_than_a_few():
+    read = []
+
+    def loads():
+        for number in range(100):
+            read.append(number)
+            yield partial(Skipped, str(number), "")
+
+    items = clips.in_order(loads(), 2)
+    assert next(items).name == "0"
+    items.close()
+    assert len(read) <= 5
 
 
 def test_what_cannot_be_used_in_a_shard_is_skipped_by_name(tmp_path):

@@ -183,6 +183,8 @@ def test_stride_and_maximum(tmp_path, suffix):
     assert torch.equal(some.frames, every[0:6:2])
     assert some.fps == pytest.approx(4)
     assert torch.equal(torch.stack(list(stream_clip(tmp_path / f"clip{suffix}", 3))), every[::3])
+    assert torch.equal(torch.stack(list(stream_clip(tmp_path / f"clip{suffix}", 2, 1, 6))), every[1:6:2])
+    assert not list(stream_clip(tmp_path / f"clip{suffix}", 1, 8)), "there are no more"
     for arguments in ({"stride": 0}, {"max_frames": 0}):
         with pytest.raises(LivePhotoError, match="must be 1 or more, got 0"):
             read_clip(tmp_path / f"clip{suffix}", **arguments)
