@@ -27,7 +27,7 @@ from ..training.cache import (
     read_manifest,
     write_manifest,
 )
-from ..training.run import weights_digest
+from ..training.caching import weights_digest
 from .clips import ClipSet
 from .encode import encode_clip, load_encoders
 from .photos import package_photos
@@ -85,7 +85,7 @@ def make_cache(encoders: Path, out: Path, count: int, processes: int) -> None:
     made_from = origin_of(encoders, count)
     package_photos()
     manifest = read_manifest(out)
-    check_made_from(out, made_from_of(out), made_from)
+    check_made_from(out, made_from_of(out), made_from, "name another folder, or delete this one")
     if any(out.glob("clips-*.safetensors")) and (manifest is None or manifest.made_from != made_from):
         raise LivePhotoError(f"{out} holds cached clips of another kind: name another folder, or delete this one")
     make_folder(out)

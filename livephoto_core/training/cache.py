@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from ..errors import LivePhotoError
 from ..files import atomic_path
 
 SHARD = 32
+# shards kept open: each is a mapping, of which a process may have some 65,000
+OPEN_SHARDS = 1024
 MANIFEST = "cache.json"
 
 
@@ -98,8 +102,8 @@ def made_from_of(folder: Path) -> dict[str, Any]:
     return {"data.intensity_measure": "ssim", **(read_manifest(folder) or Manifest()).made_from}
 
 
-def check_made_from(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a cache that was made from something else.
+def check_made_from(folder: Path, found: dict[str, Any], wanted: dict[str, Any], fix: str) -> None:
+    """Refuse a cache that was made from something else; `fix` says what to do then.
 
     Raises:
         LivePhotoError: names what differs.
@@ -107,8 +111,7 @@ def check_made_from(folder: Path, found: dict[str, Any], wanted: dict[str, Any])
     other = [f"{name} ({found[name]}, now {wanted[name]})" for name in wanted if name in found and found[name] != wanted[name]]
     if other:
         raise LivePhotoError(
-            f"the cached clips in {folder} were made with another {', another '.join(other)}: use another cache folder, or delete "
-            "this one"
+            f"the cached clips in {folder} were made with another {', another '.join(other)}: {fix}"
         )
 
 
@@ -190,27 +193,27 @@ def make_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class _Shard:
-    """An open shard: its captions, its grid, its clips' SSIM [N], and the shapes of one clip's latents and tokens."""
+    """What a shard holds: its captions, its grid, its clips' SSIM [N], and the shapes of one clip's latents and tokens."""
 
-    file: Any
     captions: list[str]
     grid: tuple[int, int]
     ssims: torch.Tensor
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def _open_shard(path: Path) -> _Shard:
+def _read_shard(path: Path) -> _Shard:
     try:
-        file = safe_open(path, "pt")
-        metadata = file.metadata() or {}
-        captions, (rows, columns) = json.loads(metadata["captions"]), json.loads(metadata["grid"])
-        ssims = file.get_tensor("ssim")
-        latents, tokens = (tuple(file.get_slice(name).get_shape()) for name in ("latents", "tokens"))
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            captions, (rows, columns) = json.loads(metadata["captions"]), json.loads(metadata["grid"])
+            # a copy: the file is closed behind it
+            ssims = file.get_tensor("ssim").clone()
+            latents, tokens = (tuple(file.get_slice(name).get_shape()) for name in ("latents", "tokens"))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise LivePhotoError(_damaged(path, " ".join(str(error).split()))) from error
     if not len(captions) == len(ssims) == latents[0] == tokens[0] or rows * columns != tokens[1]:
         raise LivePhotoError(_damaged(path, "its tensors do not belong together"))
-    return _Shard(file, captions, (rows, columns), ssims, (latents[1:], tokens[1:]))
+    return _Shard(captions, (rows, columns), ssims, (latents[1:], tokens[1:]))
 
 
 def _damaged(path: Path, why: str) -> str:
@@ -220,7 +223,7 @@ def _damaged(path: Path, why: str) -> str:
 def _stored_count(path: Path) -> int:
     """Clips in a shard; 0 where there is none that can be read."""
     try:
-        return len(_open_shard(path).captions)
+        return len(_read_shard(path).captions)
     except LivePhotoError:
         return 0
 
@@ -246,7 +249,7 @@ class CachedClips:
             paths = [shard_path(folder, number) for number in range(len(manifest.counts))]
         if not paths:
             raise LivePhotoError(f"{folder} holds no cached clips (clips-*.safetensors): run the caching step first")
-        shards = [_open_shard(path) for path in paths]
+        shards = [_read_shard(path) for path in paths]
         for path, shard, count in zip(paths, shards, manifest.counts if manifest else [None] * len(paths), strict=True):
             if count not in (None, len(shard.captions)):
                 raise LivePhotoError(_damaged(path, f"{len(shard.captions)} clips, {count} expected"))
@@ -255,7 +258,7 @@ class CachedClips:
                     f"{path} holds clips of other shapes {shard.shapes} than {paths[0].name} {shards[0].shapes}: "
                     f"delete {folder} and run again, it is made anew"
                 )
-        self._files = [shard.file for shard in shards]
+        self._open = lru_cache(OPEN_SHARDS)(lambda number: safe_open(paths[number], "pt"))
         self.captions: list[str] = [caption for shard in shards for caption in shard.captions]
         self._where = [(number, row) for number, shard in enumerate(shards) for row in range(len(shard.captions))]
         self.grid = shards[0].grid
@@ -264,6 +267,10 @@ class CachedClips:
 
     def __len__(self) -> int:
         return len(self._where)
+
+    def digest(self) -> str:
+        """Tells these clips from others, by their captions and similarities."""
+        return hashlib.sha256(json.dumps([self.captions, self.ssims.tolist()]).encode()).hexdigest()[:16]
 
     def latents(self, indices: list[int]) -> torch.Tensor:
         """[B, F, C, h, w], float32."""
@@ -275,4 +282,4 @@ class CachedClips:
 
     def _row(self, name: str, index: int) -> torch.Tensor:
         number, row = self._where[index]
-        return self._files[number].get_slice(name)[row]
+        return self._open(number).get_slice(name)[row]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
@@ -13,165 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
 
 from ..animatediff import load_motion, motion_shape_of
 from ..base import Base, load_base
 from ..checkpoint import load_adapter, read_config
 from ..config import AdapterConfig, MotionShape
-from ..data.clips import ClipSample, Skipped, Source, Window, report
-from ..data.folder import FolderSource
-from ..data.source import open_source
-from ..demo.source import ProceduralSource, photos_at
 from ..diffusers_host import base_shape, check_fit
 from ..encoding import text_length
 from ..errors import LivePhotoError
-from ..files import atomic_path
 from ..intensity import calibrate, level
 from ..model.adapter import LivePhotoAdapter
 from .batches import Batches
-from .cache import CachedClips, EncodedClip, Manifest, cache_stream, check_made_from, made_from_of, read_manifest
+from .cache import CachedClips, check_made_from, made_from_of
+from .caching import check_cache, encoding_of, fill_cache
 from .config import AS_THE_ADAPTER_SAYS, NOISE_SHARES, DataConfig, RunConfig, check_frames, check_measure, load_run
-from .encode import encode_sample
 from .model import LossWeights, TrainingModel
 from .remeasure import remeasure
 from .samples import Sampler
 from .trainer import STATE, fit
 
-# processes wait for as long as the first one encodes clips
-_PATIENCE = timedelta(days=30)
-_SAMPLED = 64
-
-
-def weights_digest(part: nn.Module) -> str:
-    """Tells a VAE or an image encoder from another: a hash of some values of each tensor, and of what scales its output.
-
-    Of the values in half precision, so that a model is itself after it was saved so.
-    """
-    digest = hashlib.sha256(str(getattr(part.config, "scaling_factor", None)).encode())
-    for name, tensor in part.state_dict().items():
-        values = tensor.detach().flatten()
-        some = values[:: max(1, len(values) // _SAMPLED)].cpu().half().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(some.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def encoding_of(base: Base, config: AdapterConfig) -> dict[str, Any]:
-    """What clips are encoded by and how they are cut, by name: what a run needs its cache to agree with."""
-    parts = {"the VAE": base.vae, "the image encoder": base.image_encoder}
-    return {
-        "adapter.frames": config.frames,
-        "adapter.frame_stride": config.frame_stride,
-        "adapter.size": config.size,
-        "adapter.content.image_size": config.content.image_size,
-        **{name: weights_digest(part) for name, part in parts.items() if part is not None},
-    }
-
-
-def open_clips(data: DataConfig, config: AdapterConfig) -> Source:
-    """The clips that a run is to encode, cut as its adapter takes them.
-
-    Raises:
-        LivePhotoError: they, or the photographs to draw them over, are not there.
-    """
-    if data.kind == "procedural":
-        photos = photos_at(data.path, config.size)
-        return ProceduralSource(photos, data.clips, min(data.held_out, data.clips // 10), config.frames, config.size)
-    window = Window(config.frames, config.frame_stride, config.size)
-    return open_source(data.path, window, data.kind, data.csv or None)
-
-
-def origin_of(run: RunConfig, config: AdapterConfig, source: Source) -> dict[str, Any]:
-    """Which clips a cache is of: the data section's values, the measure, and what tells the source from another."""
-    if isinstance(source, ProceduralSource):
-        told_by = {"data.clips": source.count, "data.held_out": source.held_out}
-        told_by["the photographs and captions"] = _digest(source.told_by())
-    elif isinstance(source, FolderSource):
-        told_by = {"the CSV": _digest(_stamps([source.csv]))}
-    else:
-        told_by = {"the shards": _digest(_stamps(source.shards))}
-    return {
-        "data.kind": run.data.kind,
-        "data.path": str(Path(run.data.path).resolve()) if run.data.path else "",
-        "data.intensity_from": run.data.intensity_from,
-        "data.intensity_measure": config.intensity_measure,
-        **told_by,
-    }
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
-
-
-def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
-def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, device: torch.device) -> None:
-    """Encode the source into `folder` on a device, from where a stopped run left off; the base is on the CPU afterwards.
-
-    Raises:
-        LivePhotoError: the folder holds other clips, or not one clip of the source could be read.
-    """
-    from tqdm import tqdm
-
-    source = open_clips(run.data, config)
-    made_from = {**origin_of(run, config, source), **encoding_of(base, config)}
-    manifest = read_manifest(folder) or Manifest()
-    if not manifest.made_from and any(folder.glob("clips-*.safetensors")):
-        raise LivePhotoError(
-            f"{folder} holds cached clips, but not what they were made from: train on them with data.kind 'cache' and this as "
-            "data.path, use another cache folder, or delete this one"
-        )
-    if manifest.made_from:
-        check_made_from(folder, made_from_of(folder), made_from)
-    if manifest.finished:
-        return
-    manifest.made_from = made_from
-    total = len(source) if isinstance(source, Sized) else None
-    rest = source.after(manifest.position)
-    with tqdm(rest, desc="caching clips", unit="clip", initial=manifest.position, total=total) as items:
-        try:
-            cache_stream(folder, encoded(items, base.to(device), config, run.data), manifest)
-        finally:
-            base.to("cpu")
-    skipped = report([Skipped(*item) for item in manifest.skipped])
-    print(skipped)
-    with atomic_path(folder / "finished.txt") as temporary:
-        temporary.write_text(f"{sum(manifest.counts)} clips\n{skipped}\n", encoding="utf-8")
-
-
-def encoded(
-    items: Iterable[ClipSample | Skipped], base: Base, config: AdapterConfig, data: DataConfig
-) -> Iterator[EncodedClip | Skipped]:
-    """A source's clips encoded; those that it skipped stay as they are."""
-    for item in items:
-        if isinstance(item, Skipped):
-            yield item
-        else:
-            yield encode_sample(
-                item, base.vae, base.image_encoder, config.content, data.intensity_from, config.intensity_measure
-            )
-
-
-def check_cache(clips: CachedClips, folder: Path, config: AdapterConfig) -> None:
-    """Refuse clips that an adapter with this config cannot be trained on.
-
-    Raises:
-        LivePhotoError: names what differs, both numbers and the fix.
-    """
-    (frames, channels, *_), (_, width) = clips.latent_shape, clips.token_shape
-    for name, found, wanted in (
-        ("frames a clip", frames, config.frames),
-        ("latent channels", channels, config.base.latent_channels),
-        ("wide image tokens", width, config.content.token_width),
-    ):
-        if found != wanted:
-            raise LivePhotoError(
-                f"the cached clips in {folder} have {found} {name}, the adapter takes {wanted}: cache the clips again for this "
-                "adapter and base, or change the adapter's config"
-            )
+# a process that hangs must not keep the others for good; the first one's sheets and exports take minutes
+_PATIENCE = timedelta(hours=1)
+# but encoding clips takes it days
+_CACHING = timedelta(days=30)
 
 
 def check_levels(run: RunConfig, config: AdapterConfig, measured_on: str) -> None:
@@ -276,11 +139,15 @@ def process_state() -> Any:
 
 
 def in_first_process(make: Callable[[torch.device], None]) -> None:
-    """Let the first of several processes make something, on its device, while the others wait."""
+    """Let the first of several processes make something, on its device, while the others wait for as long as it takes."""
     state = process_state()
+    # a group of its own, for its patience; gloo, which does not keep a GPU busy with waiting
+    waiting = dist.new_group(backend="gloo", timeout=_CACHING) if state.num_processes > 1 else None
     if state.is_main_process:
         make(state.device)
-    state.wait_for_everyone()
+    if waiting is not None:
+        dist.barrier(waiting)
+        dist.destroy_process_group(waiting)
 
 
 def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]:
@@ -307,7 +174,8 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         )
     if run.data.kind == "cache":
         given = Path(run.data.path)
-        check_made_from(given, made_from_of(given), encoding_of(base, config))
+        fix = "cache the clips anew for this base and adapter, or name those that it was made for"
+        check_made_from(given, made_from_of(given), encoding_of(base, config), fix)
         if made_from_of(given)["data.intensity_measure"] == config.intensity_measure:
             folder = given
         else:

@@ -97,12 +97,11 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
 def fixed_settings(run: RunConfig, model: TrainingModel, batches: Batches) -> dict[str, Any]:
     """What must not change when a run is resumed, by name."""
     values = settings_of(run)
-    # the adapter's, which has it even where the data section leaves it out; and a folder, which changes nothing
-    for name in ("intensity_measure", "cache"):
-        values["data"].pop(name)
     return {
         **{name: values[name] for name in FIXED_SETTINGS},
-        **{f"data.{name}": value for name, value in values["data"].items()},
+        # which part of the clips is learnt; where they came from changes nothing
+        **{f"data.{name}": values["data"][name] for name in ("held_out", "least_level", "words", "repeats")},
+        "the clips": batches.clips.digest(),
         "number of clips": len(batches.indices),
         **{f"adapter.{name}": value for name, value in json.loads(to_json(model.adapter.config)).items()},
     }
@@ -158,7 +157,8 @@ def load_state(
     if not path.is_file():
         raise LivePhotoError(f"there is nothing to resume: {path} does not exist; start without --resume")
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        # mapped: processes on one machine share what they read
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except Exception as error:
         raise LivePhotoError(f"{path} cannot be read ({type(error).__name__}): delete it and start without --resume") from error
     try:
@@ -172,6 +172,9 @@ def load_state(
             parameter.copy_(state["model"][name])
             average.values[name].copy_(state["average"][name])
     optimizer.load_state_dict(state["optimizer"])
+    for moments in optimizer.state.values():
+        # on a CPU they are still the file's, which Windows would not let be replaced
+        moments.update({name: value.clone() for name, value in moments.items()})
     if scaler is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
     return state["step"]
@@ -301,7 +304,8 @@ def fit(
     """Train to `run.steps`, logging, validating, sampling and saving as the run says.
 
     `base` is the one that the model was made of. `sample(model, step)` is called with the averaged weights every
-    `run.sample_every` steps. A step that does all saves first, so that an error in validating or sampling does not lose it.
+    `run.sample_every` steps. A step that does all saves first, so that an error in validating or sampling does not lose it: the
+    state to resume from, and what has been learnt so far as the adapter to use.
 
     Raises:
         LivePhotoError: the batch cannot be shared out, the precision is not to be had here, the state to resume from is missing
@@ -377,6 +381,8 @@ def fit(
             check_finite(model, accelerator.reduce(total, "mean") / run.accumulate, now, folder)
         if saves and accelerator.is_main_process:
             save_state(folder, model, optimizer, average, now, settings, accelerator.scaler)
+            with AveragedWeights(model, average):
+                export(model, base, folder, batches.thresholds, run)
         if validates and accelerator.is_main_process:
             with AveragedWeights(model, average), accelerator.autocast():
                 errors = validation_errors(model, batches, held_out, VALIDATION_TIMESTEPS, share)
@@ -388,7 +394,8 @@ def fit(
                 sample(model, now)
         if saves or validates or samples:
             accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if done >= run.steps and accelerator.is_main_process:
+        # the state was saved, but something came between it and the adapter
         with AveragedWeights(model, average):
             export(model, base, folder, batches.thresholds, run)
     if writer:

@@ -1,7 +1,9 @@
 """`livephoto train` from its config file: what it refuses in one line, and what its cache of clips is made of."""
 
 import json
+import os
 import shutil
+import tarfile
 from dataclasses import asdict, replace
 
 import pytest
@@ -15,7 +17,8 @@ from livephoto_core.data.folder import FolderSource
 from livephoto_core.data.source import PlainFolder, open_source
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.media_write import write_clip
-from livephoto_core.training import run as run_module
+from livephoto_core.training import cache as cache_module
+from livephoto_core.training import caching
 from livephoto_core.training.cache import (
     SHARD,
     CachedClips,
@@ -246,7 +249,7 @@ def test_a_cache_is_used_only_for_what_it_was_made_from(change, config, tmp_path
     written = shard_path(tmp_path / "run" / "cache", 0).stat().st_mtime_ns
     prepare(run_from_dict(values))
     assert shard_path(tmp_path / "run" / "cache", 0).stat().st_mtime_ns == written
-    words = {"csv": "the CSV", "vae": "the VAE", "size": "adapter.size", "intensity_from": "data.intensity_from"}
+    words = {"csv": "the CSV's contents", "vae": "the VAE", "size": "adapter.size", "intensity_from": "data.intensity_from"}
     if change == "csv":
         (clips / "clips.csv").write_text((clips / "clips.csv").read_text() + "\nmore.webp,snow falls")
     elif change == "vae":
@@ -258,8 +261,67 @@ def test_a_cache_is_used_only_for_what_it_was_made_from(change, config, tmp_path
         values["adapter"] = {**asdict(read_config(values.pop("start_adapter"))), "size": 32}
     else:
         values["data"]["intensity_from"] = "reconstruction"
-    with pytest.raises(LivePhotoError, match=f"another {words[change]} .*another cache folder, or delete"):
+    with pytest.raises(LivePhotoError, match=f"another {words[change]}.*data.cache to another folder, or delete"):
         prepare(run_from_dict(values))
+
+
+def test_a_cache_is_of_its_clips_wherever_they_lie(config, refused, tmp_path, clip_folder, capsys):
+    clips, moved = tmp_path / "clips", tmp_path / "moved"
+    shutil.copytree(clip_folder, clips)
+    cached = {"cache": str(tmp_path / "cache")}
+    prepare(run_from_dict(config({"path": str(clips), **cached})))
+    written = shard_path(tmp_path / "cache", 0).stat().st_mtime_ns
+    clips.rename(moved)
+    os.utime(moved / "clips.csv", (0, 0))
+    assert len(prepare(run_from_dict(config({"path": str(moved), **cached})))[1].clips) == CLIPS
+    capsys.readouterr()
+    assert len(prepare(run_from_dict(config({"path": str(clips), **cached})))[1].clips) == CLIPS, "the clips are gone"
+    assert "clips is not a folder" in capsys.readouterr().out
+    assert shard_path(tmp_path / "cache", 0).stat().st_mtime_ns == written
+    with open(moved / "clips.csv", "a") as file:
+        file.write("more.webp,snow falls\n")
+    refused(config({"path": str(moved), **cached}), "the CSV's contents", "data.kind to 'cache'", str(tmp_path / "cache"))
+    prepare(run_from_dict(config({"kind": "cache", "path": str(tmp_path / "cache")})))
+
+
+def test_shards_are_told_by_name_and_size(tmp_path):
+    pytest.importorskip("webdataset")
+    write_clip(torch.rand(2, 3, 16, 16), tmp_path / "clip.gif")
+    told = []
+    for folder, count in (("one", 1), ("other place", 1), ("more", 2)):
+        (tmp_path / folder).mkdir()
+        with tarfile.open(tmp_path / folder / "a.tar", "w") as tar:
+            for number in range(count):
+                (tmp_path / "clip.txt").write_text("snow falls")
+                for suffix in ("gif", "txt"):
+                    tar.add(tmp_path / f"clip.{suffix}", f"{number}.{suffix}")
+        data = {"kind": "webdataset", "path": str(tmp_path / folder)}
+        run = run_from_dict({"base": "b", "data": data})
+        told.append(caching.origin_of(run, run.adapter, caching.open_clips(run.data, run.adapter)))
+    assert told[0] == told[1] != told[2]
+
+
+def test_a_disk_too_small_for_the_cache_is_told_after_the_first_shard(config, refused, tmp_path, monkeypatch):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    write_clip(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), clips / "clip.gif")
+    count = 3 * SHARD
+    (clips / "clips.csv").write_text("\n".join(["path,caption", *["clip.gif,snow falls"] * count]))
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        refused(config({"path": str(clips)}), f"{count} clips of", "room for 0.0 GB more", "data.cache", "content.image_size")
+    assert read_manifest(tmp_path / "run" / "cache").counts == [SHARD]
+    prepare(run_from_dict(config({"path": str(clips)})))
+    assert read_manifest(tmp_path / "run" / "cache").finished
+
+
+def test_more_shards_than_are_kept_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "OPEN_SHARDS", 1)
+    cache_stream(tmp_path, map(encoded, range(3 * SHARD)))
+    clips = CachedClips(tmp_path)
+    chosen = [0, 2 * SHARD, 1, SHARD, 2 * SHARD + 1]
+    assert clips.latents(chosen)[:, 0, 0, 0, 0].tolist() == [i / 8 for i in chosen]
 
 
 def test_a_killed_caching_goes_on(tmp_path):
@@ -300,7 +362,7 @@ def test_a_killed_caching_opens_no_cached_clip_again(config, tmp_path, monkeypat
         return encode_sample(item, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_module, "encode_sample", killed)
+        patch.setattr(caching, "encode_sample", killed)
         prepare(run)
     for index in range(SHARD):
         (clips / f"{index:02}.gif").unlink()

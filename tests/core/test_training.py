@@ -303,17 +303,26 @@ def test_killed_and_resumed_is_unbroken(run_file, tmp_path):
     assert cli("train", unbroken).wait(190) == 0
     broken = run_file("broken", steps=24)
     process = cli("train", broken)
-    state = tmp_path / "broken" / "state.pt"
+    state, adapter = tmp_path / "broken" / "state.pt", tmp_path / "broken" / "adapter.safetensors"
     deadline = time.monotonic() + 190
-    while not state.exists() and time.monotonic() < deadline:
+    while not adapter.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "broken" / "adapter.safetensors").exists(), "the run ended before it was killed"
-    assert 0 < torch.load(state, weights_only=True)["step"] < 24
+    assert 0 < torch.load(state, weights_only=True)["step"] < 24, "the run ended before it was killed"
+    assert load_adapter(adapter).config.ssim_thresholds == THRESHOLDS, "what was learnt so far can be used"
     assert cli("train", broken, "--resume").wait(190) == 0
     expected = weights(tmp_path / "unbroken")
     for key, value in weights(tmp_path / "broken").items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_a_finished_run_without_its_adapter_writes_it(run_file, tmp_path):
+    train(run_file(steps=2))
+    expected = weights(tmp_path / "run")
+    (tmp_path / "run" / "adapter.safetensors").unlink()
+    train(run_file(steps=2), resume=True)
+    for key, value in weights(tmp_path / "run").items():
         assert torch.equal(value, expected[key]), key
 
 
@@ -488,6 +497,8 @@ def test_settings_that_must_stay_are_named_but_paths_may_move(run_file, tmp_path
     settings = fixed_settings(run, model, batches)
     moved = replace(run, base=f"/elsewhere/{Path(run.base).name}", steps=99, learning_rate=1.0)
     assert fixed_settings(moved, model, batches) == settings
+    from_elsewhere = replace(run, data=replace(run.data, kind="folder", path="/elsewhere", csv="clips.csv", cache="/cache"))
+    assert fixed_settings(from_elsewhere, model, batches) == settings
     other = fixed_settings(replace(run, text_drop=0.1), model, batches)
     assert [name for name in settings if settings[name] != other[name]] == ["text_drop"]
 
