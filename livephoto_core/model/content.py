@@ -17,6 +17,7 @@ from einops import rearrange, repeat
 from torch import nn
 
 from .attention import attend, heads_first
+from .initial import fill
 
 # the share of the picture that an output of one stands for: a step of the optimizer then moves a look by well under a patch
 OFFSET_UNIT = 0.25
@@ -90,21 +91,21 @@ class ContentAttention(nn.Module):
         self.to_k = operations.Linear(token_width, inner)
         self.to_v = operations.Linear(token_width, inner)
         self.to_out = operations.Linear(inner, channels)
-        nn.init.zeros_(self.to_out.weight)
-        nn.init.zeros_(self.to_out.bias)
+        fill(self.to_out.weight, 0)
+        fill(self.to_out.bias, 0)
         if positions == "rope":
             # for each head y and x, and how each changes down and across the picture
             self.to_offset = operations.Linear(channels, 6 * heads)
-            nn.init.zeros_(self.to_offset.weight)
-            nn.init.zeros_(self.to_offset.bias)
+            fill(self.to_offset.weight, 0)
+            fill(self.to_offset.bias, 0)
             if centred:
                 # for each head y and x, from the picture's middle
                 self.to_centre = operations.Linear(channels, 2 * heads)
-                nn.init.zeros_(self.to_centre.weight)
-                nn.init.zeros_(self.to_centre.bias)
+                fill(self.to_centre.weight, 0)
+                fill(self.to_centre.bias, 0)
             # the constant part of queries and keys carries the place; equal phases: each place first looks at itself
             for layer in (self.to_q, self.to_k):
-                nn.init.ones_(layer.bias)
+                fill(layer.bias, 1)
 
     def keys_values(self, tokens: torch.Tensor, grid: tuple[int, int]) -> KeysValues:
         """Keys and values of the projected tokens [B, rows * columns, width]."""

@@ -11,6 +11,7 @@ from einops import rearrange, repeat
 from torch import nn
 
 from .attention import attend_over_frames
+from .initial import fill
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
@@ -120,8 +121,8 @@ class TemporalTransformer(nn.Module):
             [TemporalBlock(width, heads, attention_blocks, max_frames, operations) for _ in range(depth)]
         )
         self.proj_out = operations.Linear(width, width)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        fill(self.proj_out.weight, 0)
+        fill(self.proj_out.bias, 0)
 
     def forward(self, x: torch.Tensor, frames: int, places: torch.Tensor | None = None) -> torch.Tensor:
         height = x.shape[2]

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import nn
 
 from .attention import attend, heads_first
+from .initial import fill
 
 START_WEIGHT_LOGIT = 1.5
 
@@ -49,8 +50,8 @@ class TextReweighter(nn.Module):
         self.layers = nn.ModuleList([EncoderLayer(width, heads, operations) for _ in range(layers)])
         self.norm = operations.LayerNorm(width)
         self.to_frames = operations.Linear(width, frames)
-        nn.init.zeros_(self.to_frames.weight)
-        nn.init.constant_(self.to_frames.bias, START_WEIGHT_LOGIT)
+        fill(self.to_frames.weight, 0)
+        fill(self.to_frames.bias, START_WEIGHT_LOGIT)
 
     def logits(self, text: torch.Tensor) -> torch.Tensor:
         """Text embeddings [B, L, D] -> the logits of the weights [B, L, F] in the frames that it was trained on."""

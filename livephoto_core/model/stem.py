@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .initial import fill
+
 
 class ConditionStem(nn.Module):
     """conv(c), added to the output of the base's first convolution; zero at the start of training.
@@ -21,7 +23,7 @@ class ConditionStem(nn.Module):
         super().__init__()
         self.unread = unread
         self.conv = operations.Conv2d(latent_channels + 2, out_channels, 3, padding=1, bias=False)
-        nn.init.zeros_(self.conv.weight)
+        fill(self.conv.weight, 0)
 
     def forward(self, conditions: torch.Tensor) -> torch.Tensor:
         """[(b f), latent + 2, h, w] -> [(b f), C, h, w]; channels in the order of `conditioning.stem_channels`."""

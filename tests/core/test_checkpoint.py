@@ -275,3 +275,28 @@ def test_full_disk_leaves_the_old_file(path):
     assert ran.stdout.startswith(f"cannot write {target}: File too large")
     assert target.read_text() == "old"
     assert sorted(os.listdir(path.parent)) == ["live.safetensors", "target.safetensors"]
+
+
+class LateLinear(nn.Linear):
+    """As newer ComfyUI's: without parameters before there are weights to load."""
+
+    def __init__(self, inputs, outputs, bias=True):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.weight, self.bias = inputs, outputs, None, None
+
+    def _load_from_state_dict(self, tensors, prefix, *_):
+        for name in ("weight", "bias"):
+            if prefix + name in tensors:
+                setattr(self, name, nn.Parameter(tensors[prefix + name], requires_grad=False))
+
+
+class LateOperations:
+    Linear, Conv2d, GroupNorm, LayerNorm = LateLinear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm
+
+
+def test_layers_that_have_no_parameters_before_they_are_loaded(path):
+    plain, late = load_adapter(path), load_adapter(path, LateOperations)
+    assert any(isinstance(module, LateLinear) for module in late.modules())
+    expected, found = plain.state_dict(), late.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
