@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from ..livephoto_core.encoding import PHOTO_MEAN, PHOTO_STD
+from .precision import weight_dtype
 
 FOLDER = Path(__file__).parent.parent / "livephoto_core" / "demo" / "weights"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -128,8 +129,7 @@ def load_model() -> Any:
     tensors = {names[name]: tensor for name, tensor in _tensors("unet").items()}
     config.custom_operations = _operations(diffusers["norm_num_groups"])
     device = comfy.model_management.get_torch_device()
-    dtype = comfy.model_management.unet_dtype(device, model_params=0, supported_dtypes=[torch.float32])
-    config.set_inference_dtype(dtype, None)
+    config.set_inference_dtype(weight_dtype(device, 0, [torch.float32]), None)
     model = config.get_model(tensors, "", device=comfy.model_management.unet_offload_device())
     model.load_model_weights(tensors, "")
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
@@ -253,6 +253,8 @@ class DemoClipVision(comfy.clip_vision.ClipVisionModel):
         self.image_size = encoder.config.image_size
         self.image_mean, self.image_std = list(PHOTO_MEAN), list(PHOTO_STD)
         self.return_all_hidden_states = False
+        # newer ComfyUI asks for these too
+        self.model_type, self.config, self.naf = "dinov2", encoder.config.to_dict(), None
         self.load_device = comfy.model_management.text_encoder_device()
         self.dtype = torch.float32
         self.model = DemoPatchEncoder(encoder)

@@ -8,13 +8,16 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import folder_paths
+import torch
 from comfy_api.latest import io
 
 from ..livephoto_core.checkpoint import load_adapter
 from ..livephoto_core.errors import LivePhotoError
+from .precision import weight_dtype
 from .types import LoadedModel, ModelType
 
 FOLDER = "livephoto"
+DTYPES = torch.float16, torch.bfloat16, torch.float32
 
 
 def register_folder() -> None:
@@ -32,7 +35,7 @@ def load(path: Path) -> LoadedModel:
         LivePhotoError: missing, damaged or no LivePhoto checkpoint.
     """
     device = comfy.model_management.get_torch_device()
-    dtype = comfy.model_management.unet_dtype(device, path.stat().st_size // 2 if path.is_file() else 0)
+    dtype = weight_dtype(device, path.stat().st_size // 2 if path.is_file() else 0, DTYPES)
     adapter = load_adapter(path, comfy.ops.manual_cast, dtype)
     patcher = comfy.model_patcher.ModelPatcher(
         adapter, load_device=device, offload_device=comfy.model_management.unet_offload_device()

@@ -16,6 +16,12 @@ def difference(tokens, others):
     return float((tokens - others).square().mean().sqrt() / others.std())
 
 
+def test_the_demos_encoder_has_what_comfyuis_own_has(results):
+    found = results("stock_encoder")
+    # newer ComfyUI's has these
+    assert {*found["stock"], "model_type", "config", "naf"} <= {*found["demo"]}
+
+
 @pytest.mark.parametrize("name", ["tall_crop", "tall_pad", "square_crop", "stretch", "own_shape"])
 def test_clip_vision_sees_the_photo_as_the_clip_shows_it(results, demo, name):
     found, (base, adapter) = results(name), demo

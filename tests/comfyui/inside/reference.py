@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import comfy.clip_vision
 import torch
 from kit import case, demo, node
 
@@ -25,6 +29,24 @@ def encoded(width: int, height: int, fit: str, **look: Any) -> dict[str, Any]:
 
 def by_encoder(width: int, height: int, fit: str) -> dict[str, Any]:
     return encoded(width, height, fit, clip_vision=demo().clip_vision)
+
+
+@case
+def stock_encoder() -> dict[str, Any]:
+    """What a CLIP_VISION of ComfyUI's own has, and the demo's."""
+    config = {
+        "model_type": "dinov2",
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "layer_norm_eps": 1e-6,
+        "use_swiglu_ffn": False,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.json")
+        path.write_text(json.dumps(config))
+        stock = comfy.clip_vision.ClipVisionModel(str(path))
+    return {"stock": sorted(vars(stock)), "demo": sorted(vars(demo().clip_vision))}
 
 
 @case
