@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import comfy.patcher_extension
 import torch
@@ -29,6 +29,7 @@ from ..livephoto_core.noise import share_noise
 from .checks import check_numbers
 from .sampling_checks import check_hints, check_schedule, check_texts, frames_of
 from .types import LoadedModel, Motion, Reference
+from .windows import places_of
 
 KEY = "livephoto"
 # ComfyUI calls the scaled-linear schedule "linear" and the linear one "sqrt_linear"
@@ -45,11 +46,19 @@ class Call:
 
 
 @dataclass
+class Hooks:
+    """The forward hooks on one UNet, and the clones that they are injected for."""
+
+    handles: list[Any] = field(default_factory=list)
+    users: WeakSet = field(default_factory=WeakSet)
+
+
+@dataclass
 class Host:
     """What the patches of one MODEL and its clones share.
 
-    `call` is set while the UNet runs; `photos` keeps keys and values over a sampling; `users` are the clones that the hooks in
-    `handles` are injected for.
+    `call` is set while the UNet runs; `photos` keeps keys and values over a sampling; `hooks` are by UNet: newer ComfyUI may load
+    a second one for a clone.
     """
 
     adapter: LivePhotoAdapter
@@ -60,8 +69,7 @@ class Host:
     motion_strength: float
     call: Call | None = None
     photos: dict[tuple, dict[str, KeysValues]] = field(default_factory=dict)
-    handles: list[Any] = field(default_factory=list)
-    users: WeakSet = field(default_factory=WeakSet)
+    hooks: WeakKeyDictionary[nn.Module, Hooks] = field(default_factory=WeakKeyDictionary)
 
 
 def base_shape(model: Any) -> BaseShape:
@@ -155,15 +163,11 @@ def apply(
     patched = model.clone()
     patched.set_additional_models(KEY, [livephoto.patcher])
     patched.add_object_patch("model_sampling", sampling_of(model, config.schedule))
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, _around_call(host))
+    content = {block_of(site, layers): site for site in host.adapter.content.names}
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, _around_call(host, content))
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, _around_sampling(host))
+    # a plain function, not a bound method: clone() copies the object behind a method, weights and all
     patched.set_model_input_block_patch(_stem_patch(host))
-    # an adapter trained without content attention has no sites
-    if host.adapter.content.names:
-        # plain functions, not bound methods: clone() copies the object behind a method, weights and all
-        before, after = _content_patches(host, {block_of(site, layers): site for site in host.adapter.content.names})
-        patched.set_model_attn2_patch(before)
-        patched.set_model_attn2_output_patch(after)
     sites = {site: block_of(site, layers) for site in host.adapter.motion.names}
     patched.set_injections(KEY, [_motion_injection(host, sites)])
     return patched
@@ -188,7 +192,7 @@ def check_reference(reference: Reference, motion: Motion, config: AdapterConfig)
 
 
 def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> ClipCondition:
-    """The condition of a UNet call on `batch` frames in `chunks` conds; `window` is ComfyUI's context window, if any.
+    """The condition of a UNet call on `batch` frames in `chunks` conds; `window` is that of `window_of`, if any.
 
     Raises:
         LivePhotoError: the batch is not made of whole clips, or of too many frames.
@@ -210,9 +214,7 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
     if window is not None:
         if clips > 1:
             raise LivePhotoError(f"context windows take one photo at a time, the reference has {clips}: sample them one by one")
-        # newer ComfyUI may put the frame before a window in front of it
-        before = [place for place in (getattr(window, "causal_anchor_index", None),) if place is not None and place >= 0]
-        places, length = torch.tensor([*before, *window.index_list]), window.total_frames
+        places, length = torch.tensor(places_of(window)), window.total_frames
     levels = host.motion.levels(clips, length)
     condition = ClipCondition(
         host.latent, host.reference.tokens, host.reference.grid, levels if places is None else levels[:, places], places, length
@@ -220,10 +222,31 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
     return condition.repeated(chunks)
 
 
-def _around_call(host: Host) -> Callable:
+def window_of(options: dict) -> Any | None:
+    """The window of the clip that a UNet call is for: ComfyUI's own, or AnimateDiff-Evolved's; None for a whole clip."""
+    if (window := options.get("context_window")) is not None:
+        return window
+    told = options.get("ad_params") or {}
+    if told.get("sub_idxs") is None:
+        return None
+    return SimpleNamespace(index_list=list(told["sub_idxs"]), total_frames=told["full_length"])
+
+
+def _around_call(host: Host, content: dict[tuple[str, int], str]) -> Callable:
+    before, after = _content_patches(host, content)
+
+    def outermost(options: dict) -> dict:
+        """With ours around other packs' patches: some widen the batch in one and bring it back in the other."""
+        patches = options.get("patches", {})
+        ours = {
+            "attn2_patch": [before, *patches.get("attn2_patch", ())],
+            "attn2_output_patch": [*patches.get("attn2_output_patch", ()), after],
+        }
+        return {**options, "patches": {**patches, **ours}}
+
     def wrapper(executor: Any, x: torch.Tensor, timesteps: Any, context: Any, y: Any, control: Any, options: dict, **kwargs: Any):
         chunks = len(options.get("cond_or_uncond") or [0])
-        condition = condition_of(host, len(x), chunks, options.get("context_window"))
+        condition = condition_of(host, len(x), chunks, window_of(options))
         if condition.latent.shape[2:] != x.shape[2:]:
             asked, found = (f"{s[1]}x{s[0]}" for s in (x.shape[2:], condition.latent.shape[2:]))
             raise LivePhotoError(
@@ -233,6 +256,8 @@ def _around_call(host: Host) -> Callable:
             )
         condition = replace(condition, latent=condition.latent.to(x), levels=condition.levels.to(x.device))
         host.call = Call(condition, _photo(host, chunks, x))
+        # an adapter trained without content attention has no sites
+        options = outermost(options) if content else options
         try:
             return executor(x, timesteps, context, y, control, options, **kwargs)
         finally:
@@ -286,6 +311,10 @@ def _stem_patch(host: Host) -> Callable:
     def patch(h: torch.Tensor, options: dict) -> torch.Tensor:
         if options["block"] != ("input", 0):
             return h
+        if host.call is None:
+            raise LivePhotoError(
+                "another node calls the parts of the UNet itself, past LivePhoto (DeepCache and the like): take it out"
+            )
         condition = host.call.condition
         channels = stem_channels(condition.latent, condition.position, condition.levels)
         return h + host.image_strength * host.adapter.stem(channels.to(h))
@@ -311,18 +340,20 @@ def _content_patches(host: Host, sites: dict[tuple[str, int], str]) -> tuple[Cal
 def _motion_injection(host: Host, sites: dict[str, tuple[str, int]]) -> comfy.patcher_extension.PatcherInjection:
     # clone() copies is_injected, so that a clone may eject what it never injected: the hooks stay while another one needs them
     def eject(patcher: Any) -> None:
-        host.users.discard(patcher)
-        if not host.users:
-            for handle in host.handles:
+        hooks = host.hooks.get(patcher.model.diffusion_model, Hooks())
+        hooks.users.discard(patcher)
+        if not hooks.users:
+            for handle in hooks.handles:
                 handle.remove()
-            host.handles.clear()
+            hooks.handles.clear()
 
     def inject(patcher: Any) -> None:
-        if not host.users:
-            unet = patcher.model.diffusion_model
+        unet = patcher.model.diffusion_model
+        hooks = host.hooks.setdefault(unet, Hooks())
+        if not hooks.users:
             for site, block in sites.items():
-                host.handles.append(_motion_host(unet, block).register_forward_hook(_motion_hook(host, site)))
-        host.users.add(patcher)
+                hooks.handles.append(_motion_host(unet, block).register_forward_hook(_motion_hook(host, site)))
+        hooks.users.add(patcher)
 
     return comfy.patcher_extension.PatcherInjection(inject=inject, eject=eject)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.context_windows
 import comfy.controlnet
+import comfy.patcher_extension
 import torch
 from comfy_api.latest import io
 
@@ -14,6 +15,8 @@ from ..livephoto_core.errors import LivePhotoError
 from .checks import check_choice
 
 SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform")
+# of a latent format: height and width, no time
+FRAMES_IN_BATCH = 2
 
 
 class Window(comfy.context_windows.IndexListContextWindow):
@@ -22,6 +25,13 @@ class Window(comfy.context_windows.IndexListContextWindow):
     def __init__(self, index_list: list[int], total_frames: int):
         # assigned, not passed: the constructors of ComfyUI's versions differ
         self.index_list, self.context_length, self.dim, self.total_frames = index_list, len(index_list), 0, total_frames
+
+
+def places_of(window: Any) -> list[int]:
+    """Which frames of the clip a UNet call for a window has."""
+    # newer ComfyUI may put the frame before a window in front of it
+    before = getattr(window, "causal_anchor_index", None)
+    return list(window.index_list) if before is None or before < 0 else [before, *window.index_list]
 
 
 class Handler(comfy.context_windows.IndexListContextHandler):
@@ -54,7 +64,7 @@ class Handler(comfy.context_windows.IndexListContextHandler):
 
 def _control_of(control: Any, window: Window, frames: int) -> Any:
     """A ControlNet with the hints of a window's frames, if it has one a frame; ComfyUI itself gives each window the first ones."""
-    # those of other packs see to it themselves
+    # other packs' own look into what `tell_other_packs` says
     if control is None or type(control).__module__ != comfy.controlnet.__name__:
         return control
     # the same object for all conds of a window, or ComfyUI calls the UNet for each of them
@@ -68,6 +78,18 @@ def _control_of(control: Any, window: Window, frames: int) -> Any:
             cut.cond_hint_original, cut.cond_hint = window.get_tensor(hints[:frames]), None
         made[id(control)] = cut
     return made[id(control)]
+
+
+def tell_other_packs(
+    _: Any, model: Any, x_in: torch.Tensor, conds: Any, timestep: Any, options: dict, number: int, window: Any, *more: Any
+) -> None:
+    """Say which frames a window has where Advanced-ControlNet and IPAdapter look for it: as AnimateDiff-Evolved does."""
+    places = places_of(window)
+    options["transformer_options"]["ad_params"] = {
+        "sub_idxs": places,
+        "context_length": len(places),
+        "full_length": len(x_in),
+    }
 
 
 class LivePhotoContextWindows(io.ComfyNode):
@@ -104,6 +126,11 @@ class LivePhotoContextWindows(io.ComfyNode):
         if overlap >= length:
             raise LivePhotoError(f"overlap is {overlap}, a window's length {length}: make the overlap less")
         check_choice("schedule", schedule, SCHEDULES)
+        if model.model.latent_format.latent_dimensions != FRAMES_IN_BATCH:
+            raise LivePhotoError(
+                "LivePhoto Context Windows cuts clips whose frames lie in the batch, as SD1.5's do; "
+                f"{type(model.model).__name__} is a video model: take the node out (LivePhoto-Wan2.1 takes clips whole)"
+            )
         handler = Handler(
             context_schedule=comfy.context_windows.get_matching_context_schedule(schedule),
             fuse_method=comfy.context_windows.get_matching_fuse_method(comfy.context_windows.ContextFuseMethods.PYRAMID),
@@ -115,6 +142,9 @@ class LivePhotoContextWindows(io.ComfyNode):
         )
         # newer ComfyUI would put a frame more into each window than the model was trained on
         handler.causal_window_fix = False
+        comfy.patcher_extension.add_callback(
+            comfy.context_windows.IndexListCallbacks.EVALUATE_CONTEXT_WINDOWS, tell_other_packs, handler.callbacks
+        )
         patched = model.clone()
         patched.model_options["context_handler"] = handler
         comfy.context_windows.create_prepare_sampling_wrapper(patched)

@@ -62,6 +62,23 @@ def test_attention_patches_before_and_after_give_the_same(results):
     assert not torch.allclose(before, results("alone")["latents"], atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["couple_before", "couple_after"])
+def test_packs_that_widen_the_batch_in_a_cross_attention(results, name):
+    assert torch.allclose(results(name)["latents"], results("alone")["latents"], atol=1e-5)
+
+
+def test_packs_that_call_the_unet_past_its_wrappers_are_named(results):
+    found = results("calls_past_wrappers")
+    assert found["kind"] == "LivePhotoError"
+    assert "DeepCache" in found["message"] and "take it out" in found["message"]
+
+
+def test_a_clone_on_another_unet_has_motion_modules_too(results):
+    found = results("on_another_unet")
+    for name in ("latents", "again"):
+        assert torch.allclose(found[name], found["expected"], atol=1e-5), name
+
+
 def test_ipadapter(results, demo, replay):
     found, (base, adapter) = results("ipadapter_before"), demo
     attention = base.unet.mid_block.attentions[0].transformer_blocks[0].attn2
@@ -113,3 +130,10 @@ def test_lora_leaves_nothing(results):
 
 def test_clones_share_the_adapters_weights(results):
     assert results("clones") == {"same": True, "count": 3}
+
+
+@pytest.mark.parametrize("kind", ["e4m3fn", "e5m2"])
+def test_options_for_unets_of_eight_bits_leave_ours_alone(inside, results, kind):
+    found = inside("eight_bits", f"--fp8_{kind}-unet")("demo_clip")
+    assert found["dtypes"] == ["torch.float32"] * 2
+    assert torch.allclose(found["latents"], results("alone")["latents"], atol=1e-5)

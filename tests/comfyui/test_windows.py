@@ -13,6 +13,7 @@ STATIC = [list(range(start, start + 16)) for start in (0, 12, 24, 32)]
 REFUSALS = {
     "two_photos": "context windows take one photo at a time, the reference has 2",
     "rows_of_a_window_only": "the positive text has rows for 16 frames, the clip has 48: set the frames of Re-weight",
+    "a_video_model": "SimpleNamespace is a video model: take the node out",
     "windows_too_long": "the context windows have 40 frames, the LivePhoto checkpoint takes 32 at once: set their length",
 }
 
@@ -80,6 +81,22 @@ def test_text_of_one_row(results):
 
 def test_sampler_that_calls_between_two_steps(results):
     assert len(check_windows(results("calls_between_two_steps"))) == 3
+
+
+def test_other_packs_are_told_which_frames_a_window_has(results):
+    *windows, whole = results("what_other_packs_are_told")["told"]
+    assert [told["sub_idxs"] for told in windows] == STATIC
+    assert all((told["context_length"], told["full_length"]) == (16, FRAMES) for told in windows)
+    assert whole is None
+
+
+def test_windows_of_animatediff_evolved(results):
+    found = results("windows_of_animatediff_evolved")
+    assert found["windows"] == STATIC
+    for number, window in enumerate(STATIC):
+        position, level = found[f"stem{number}"][:, -2:, 0, 0].unbind(1)
+        assert torch.allclose(position, torch.linspace(0, 1, FRAMES)[window], atol=1e-6)
+        assert torch.allclose(level, torch.linspace(1, 10, FRAMES)[window], atol=1e-6)
 
 
 def test_clip_of_one_window_is_sampled_as_without(results):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_extras.nodes_freelunch import FreeU_V2
-from kit import apply, case, demo, prompts, run_recorded, sample
+from kit import apply, case, demo, part, prompts, refused, run_recorded, sample
 
 import nodes
 
@@ -37,6 +37,26 @@ def ipadapter(model: Any, weight: float) -> Any:
     return clone
 
 
+def couple(model: Any) -> Any:
+    """As regional prompts do it: a row more for each region in a text cross-attention, brought together behind it."""
+    clone = model.clone()
+    clone.set_model_attn2_patch(lambda *given: tuple(torch.cat([part, part]) for part in given[:3]))
+    clone.set_model_attn2_output_patch(lambda output, options: sum(output.chunk(2)) / 2)
+    return clone
+
+
+def past_wrappers(model: Any) -> Any:
+    """As DeepCache does it: the UNet's own parts called in place of the UNet."""
+
+    def call(_: Any, given: dict) -> torch.Tensor:
+        unet, options = model.model.diffusion_model, given["c"]["transformer_options"]
+        return unet._forward(given["input"], given["timestep"], given["c"]["c_crossattn"], transformer_options=options)
+
+    clone = model.clone()
+    clone.set_model_unet_function_wrapper(call)
+    return clone
+
+
 def freeu(model: Any) -> Any:
     return FreeU_V2().patch(model, 1.3, 1.4, 0.9, 0.2)[0]
 
@@ -62,6 +82,31 @@ def neighbour_before() -> dict[str, Any]:
 @case
 def neighbour_after() -> dict[str, Any]:
     return run_recorded(neighbour(apply()), *prompts())
+
+
+@case
+def couple_before() -> dict[str, Any]:
+    return {"latents": sample(apply(couple(demo().model)), *prompts())}
+
+
+@case
+def couple_after() -> dict[str, Any]:
+    return {"latents": sample(couple(apply()), *prompts())}
+
+
+@case
+def calls_past_wrappers() -> dict[str, Any]:
+    return refused(lambda: sample(past_wrappers(apply()), *prompts()))
+
+
+@case
+def on_another_unet() -> dict[str, Any]:
+    """A clone on a UNet of its own, as newer ComfyUI makes one for LoRAs on conditioning, while the first is still in use."""
+    model = apply()
+    expected = sample(model, *prompts())
+    clone = model.clone()
+    clone.model = part("nodes.demo_model").load_model().model
+    return {"expected": expected, "latents": sample(clone, *prompts()), "again": sample(model, *prompts())}
 
 
 @case

@@ -8,15 +8,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import comfy.context_windows as stock
+import comfy.latent_formats
+import comfy.patcher_extension
 import comfy.sample
 import torch
 from kit import apply, case, demo, node, part, photos, prompts, recorded, refused, sample
 
 FRAMES, SIZE = 48, 8
+STATIC = [list(range(start, start + 16)) for start in (0, 12, 24, 32)]
 
 
 @functools.cache
@@ -103,6 +106,53 @@ def text_of_one_row() -> dict[str, Any]:
 @case
 def calls_between_two_steps() -> dict[str, Any]:
     return watched(windowed(applied(), "looped_uniform", loop=True), prompts()[0], sampler="dpm_2", cfg=1.0)
+
+
+@case
+def what_other_packs_are_told() -> dict[str, Any]:
+    """In the windows, where Advanced-ControlNet and IPAdapter look; and without windows."""
+    told = []
+
+    def look(h: torch.Tensor, options: dict) -> torch.Tensor:
+        if options["block"] == ("input", 0):
+            told.append(options.get("ad_params"))
+        return h
+
+    for frames, model in ((FRAMES, windowed(applied())), (16, applied())):
+        model.set_model_input_block_patch(look)
+        sample(model, *prompts(), frames=frames, size=SIZE, steps=1, cfg=1.0)
+    return {"told": told}
+
+
+@case
+def windows_of_animatediff_evolved() -> dict[str, Any]:
+    """As that pack gives them: the UNet called for each, which frames they are in the options."""
+    stems, windows = [], STATIC
+
+    def cut(executor: Any, x: torch.Tensor, steps: Any, context: Any, y: Any, control: Any, options: dict, **kwargs: Any):
+        out = torch.zeros_like(x)
+        for window in windows:
+            told = {"sub_idxs": window, "context_length": 16, "full_length": len(x)}
+            given = x[window], steps[window], context[window], y, control, {**options, "ad_params": told}
+            out[window] = executor(*given, **kwargs)
+        return out
+
+    model = demo().model.clone()
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "evolved", cut)
+    model = part("nodes.comfy_host").apply(model, demo().livephoto, reference(), motion(), 1.0, 1.0)
+    handle = demo().livephoto.adapter.stem.register_forward_pre_hook(lambda _, args: stems.append(args[0].clone()))
+    try:
+        sample(model, *prompts(), frames=FRAMES, size=SIZE, steps=1, cfg=1.0)
+    finally:
+        handle.remove()
+    return {"windows": windows, **{f"stem{number}": stem for number, stem in enumerate(stems)}}
+
+
+@case
+def a_video_model() -> dict[str, Any]:
+    model = demo().model.clone()
+    model.model = SimpleNamespace(latent_format=comfy.latent_formats.Wan21())
+    return refused(lambda: windowed(model))
 
 
 @case
