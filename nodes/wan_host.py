@@ -37,7 +37,9 @@ def apply(model: Any, rounding: torch.dtype) -> Any:
         if mask is not None:
             # a copy made for this sampling alone
             extra["model_options"]["transformer_options"][KEY] = noisy_frames(mask)
-        return executor(guider, sigmas, extra, callback, noise, latent, mask, *more)
+        out = executor(guider, sigmas, extra, callback, noise, latent, mask, *more)
+        # a sampler that stops above sigma 0 gives back kept frames with noise; only those: ComfyUI has blended what the mask halves
+        return out if mask is None else torch.where(mask == 0, latent, out)
 
     def spread(executor: Any, x: Any, timesteps: Any, context: Any, clip: Any, joined: Any, options: dict, **more: Any):
         if (noisy := options.get(KEY)) is not None:

@@ -115,6 +115,25 @@ def test_comfyuis_dual_cfg_guider_agrees(results):
     assert furthest("stock guider", found["ours"], found["stock"]) < 1e-4
 
 
+def test_run_in_two_stages_is_the_whole_one(results):
+    found = results("split_run")
+    assert furthest("photo after the first stage", found["first stage"], found["photo"]) < 1e-5
+    assert furthest("first frame", found["split"][:, :, :1], found["whole"][:, :, :1]) < 1e-5
+    assert furthest("split run", found["split"], found["whole"]) < 1e-4
+
+
+@pytest.mark.parametrize("sampler", ("uni_pc", "uni_pc_bh2", "dpm_fast"))
+def test_photo_stays_under_samplers_that_do_not_end_at_zero(results, sampler):
+    found = results("other_samplers")
+    assert furthest(sampler, found[sampler], found["photo"]) < 1e-5
+
+
+def test_frame_that_is_kept_by_half_is_blended_once(results):
+    found = results("halved_mask")
+    assert furthest("kept by half", found["ours"], found["ComfyUI's"]) < 1e-6
+    assert not torch.equal(found["ours"][:, :, 1], found["ours"][:, :, 0])
+
+
 def test_timesteps_of_the_bfloat16_run(results, golden):
     assert torch.equal(results("bfloat16")["timesteps"], golden["schedule_bf16.n12.timesteps_model"])
 

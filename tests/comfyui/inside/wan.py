@@ -210,6 +210,60 @@ def stock_guider() -> dict[str, torch.Tensor]:
     return {"stock": loaded()[0].model.process_latent_in(out["samples"]), "ours": clip(loaded()[0], latent, noise)}
 
 
+def sampled(latent: dict, levels: torch.Tensor, noise: torch.Tensor | None, sampler: str = "euler") -> dict:
+    """The LATENT out of SamplerCustomAdvanced; without noise as under DisableNoise."""
+    source = custom.DisableNoise().get_noise()[0] if noise is None else Given(noise)
+    chosen = comfy.samplers.sampler_object(sampler)
+    return custom.SamplerCustomAdvanced().sample(source, guider(loaded()[0], 5.0), chosen, levels, latent)[0]
+
+
+@case
+def split_run() -> dict[str, torch.Tensor]:
+    """All steps at once, and the same in two stages through SplitSigmas."""
+    latent, noise = latent_of(given()["input.reference"]), given()["input.noise"]
+    high, low = custom.SplitSigmas().get_sigmas(sigmas(6), 3)
+    first = sampled(latent, high, noise)
+    scaled = loaded()[0].model.process_latent_in
+    return {
+        "photo": latent["samples"][:, :, :1],
+        "first stage": first["samples"][:, :, :1],
+        "whole": scaled(sampled(latent, sigmas(6), noise)["samples"]),
+        "split": scaled(sampled(first, low, None)["samples"]),
+    }
+
+
+@case
+def other_samplers() -> dict[str, torch.Tensor]:
+    """The frame that is kept, out of samplers that do not end at sigma 0."""
+    latent, noise = latent_of(given()["input.reference"]), given()["input.noise"]
+    kept = {name: sampled(latent, sigmas(4), noise, name)["samples"][:, :, :1] for name in ("uni_pc", "uni_pc_bh2", "dpm_fast")}
+    return {"photo": latent["samples"][:, :, :1], **kept}
+
+
+@case
+def halved_mask() -> dict[str, torch.Tensor]:
+    """A frame that the mask keeps by half, against what ComfyUI makes of it without our wrapper of the sampler."""
+    latent, noise = latent_of(given()["input.reference"]), given()["input.noise"]
+    latent["noise_mask"][:, :, 1] = 0.5
+    latent["samples"][:, :, 1] = latent["samples"][:, :, 0]
+    plain = loaded()[0].clone()
+    key = part("nodes.wan_host").KEY
+    remember = plain.wrappers[WrappersMP.SAMPLER_SAMPLE][key][0]
+
+    def without(executor: Any, *given: Any) -> torch.Tensor:
+        made = []
+
+        def keep(*more: Any) -> torch.Tensor:
+            made.append(executor(*more))
+            return made[0]
+
+        remember(keep, *given)
+        return made[0]
+
+    plain.wrappers[WrappersMP.SAMPLER_SAMPLE][key] = [without]
+    return {"ours": clip(loaded()[0], latent, noise), "ComfyUI's": clip(plain, latent, noise)}
+
+
 @case
 def bfloat16() -> dict[str, torch.Tensor]:
     """The timesteps that the model sees when they are rounded as in the official run."""
