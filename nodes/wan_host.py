@@ -77,11 +77,25 @@ class WanGuider(comfy.samplers.CFGGuider):
             return super().predict_noise(x, timestep, options, seed)
         conds = [self.conds[name] for name in ("positive", "negative", "empty")]
         positive, negative, empty = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, options)
-        # one call of ComfyUI's own formula, so that what others hang on it sees the whole guidance
+        # from here on as `sampling_function`: what others hang on ComfyUI's formula sees the whole guidance
+        outputs = [2 * positive - empty, negative]
+        for function in options.get("sampler_pre_cfg_function", []):
+            outputs = function(
+                {
+                    "conds": conds[:2],
+                    "conds_out": outputs,
+                    "cond_scale": self.cfg,
+                    "timestep": timestep,
+                    "input": x,
+                    "sigma": timestep,
+                    "model": self.inner_model,
+                    "model_options": options,
+                }
+            )
         return comfy.samplers.cfg_function(
             self.inner_model,
-            2 * positive - empty,
-            negative,
+            outputs[0],
+            outputs[1],
             self.cfg,
             x,
             timestep,

@@ -134,6 +134,15 @@ def test_frame_that_is_kept_by_half_is_blended_once(results):
     assert not torch.equal(found["ours"][:, :, 1], found["ours"][:, :, 0])
 
 
+def test_functions_before_the_formula_see_all_of_it(results):
+    found = results("pre_cfg")
+    assert found["calls"] == [[2, 2, 5.0]] * 2
+    assert found["names"] == ["cond_scale", "conds", "conds_out", "input", "model", "model_options", "sigma", "timestep"]
+    assert furthest("half the guidance", found["halved"], found["half"]) < 1e-4
+    for name in ("halved", "APG"):
+        assert (found[name] - found["whole"]).abs().max() > 0.01
+
+
 def test_timesteps_of_the_bfloat16_run(results, golden):
     assert torch.equal(results("bfloat16")["timesteps"], golden["schedule_bf16.n12.timesteps_model"])
 

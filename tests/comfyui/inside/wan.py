@@ -15,7 +15,7 @@ import comfy.sd
 import folder_paths
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras import nodes_context_windows
+from comfy_extras import nodes_apg, nodes_context_windows
 from comfy_extras import nodes_custom_sampler as custom
 from kit import case, demo, node, pack, part, refused
 from safetensors.torch import load_file
@@ -262,6 +262,36 @@ def halved_mask() -> dict[str, torch.Tensor]:
 
     plain.wrappers[WrappersMP.SAMPLER_SAMPLE][key] = [without]
     return {"ours": clip(loaded()[0], latent, noise), "ComfyUI's": clip(plain, latent, noise)}
+
+
+@case
+def pre_cfg() -> dict[str, Any]:
+    """A function before ComfyUI's formula that counts its calls and halves the guidance, against half of the strength."""
+    latent, noise, seen = latent_of(given()["input.reference"]), given()["input.noise"], []
+    clone = loaded()[0].clone()
+
+    def halve(args: dict) -> list:
+        seen.append({name: len(value) if name.startswith("conds") else value for name, value in args.items()})
+        cond, uncond = args["conds_out"]
+        return [uncond + (cond - uncond) / 2, uncond]
+
+    clone.set_model_sampler_pre_cfg_function(halve)
+    halved = clip(clone, latent, noise)
+    return {
+        "halved": halved,
+        "half": clip(half_guidance(), latent, noise),
+        "whole": clip(loaded()[0], latent, noise),
+        "names": sorted(seen[0]),
+        "calls": [[call["conds"], call["conds_out"], call["cond_scale"]] for call in seen],
+        "APG": clip(nodes_apg.APG.execute(loaded()[0], 0.0, 5.0, 0.0).result[0], latent, noise),
+    }
+
+
+def half_guidance() -> Any:
+    """A MODEL whose formula itself, in its place, takes half of the strength."""
+    clone = loaded()[0].clone()
+    clone.set_model_sampler_cfg_function(lambda args: args["uncond"] + (args["cond"] - args["uncond"]) * args["cond_scale"] / 2)
+    return clone
 
 
 @case
