@@ -18,7 +18,7 @@ from comfy_api.latest import io, ui
 
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.model.wan_text import WanTextModule
-from ..livephoto_core.wan_files import LowRank, merged, read_wan, read_wan_lora, text_module
+from ..livephoto_core.wan_files import LowRank, WanWeights, merged, read_wan, read_wan_lora, text_module
 from ..livephoto_core.wan_schedule import ROUNDINGS
 from . import wan_host
 from .checks import check_choice, check_numbers
@@ -64,8 +64,7 @@ def load(base: Path, lora: Path | None, strength: float, rounding: torch.dtype) 
     shapes = {name: tuple(tensor.shape) for part in (weights.wan, weights.text) for name, tensor in part.items()}
     changes = {} if lora is None else read_wan_lora(lora, shapes)
     text = text_module(merged(weights.text, changes, strength), comfy.ops.manual_cast)
-    # ComfyUI empties the dict that it is given
-    model = comfy.sd.load_diffusion_model_state_dict(dict(weights.wan))
+    model = plain_model(weights, str(base))
     patch(model, {layer: change for layer, change in changes.items() if f"{layer}.weight" in weights.wan}, strength)
     patcher = comfy.model_patcher.ModelPatcher(
         text,
@@ -73,6 +72,20 @@ def load(base: Path, lora: Path | None, strength: float, rounding: torch.dtype) 
         offload_device=comfy.model_management.unet_offload_device(),
     )
     return wan_host.apply(model, rounding), WanText(patcher)
+
+
+def plain_model(weights: WanWeights, base: str, **options: Any) -> Any:
+    """ComfyUI's own MODEL of the Wan2.1 in a base file; `options` go to ComfyUI's loader."""
+    # ComfyUI empties the dict that it is given
+    model = comfy.sd.load_diffusion_model_state_dict(dict(weights.wan), **options)
+    # newer versions of ComfyUI load it anew by this, for TorchCompileModel, hooks on texts and several GPUs
+    model.cached_patcher_init = load_again, (base,)
+    return model
+
+
+def load_again(base: str, **options: Any) -> Any:
+    """The MODEL of `plain_model` once more; newer versions of ComfyUI give `disable_dynamic`."""
+    return plain_model(read_wan(base), base, **options)
 
 
 def patch(model: Any, changes: dict[str, LowRank], strength: float) -> None:

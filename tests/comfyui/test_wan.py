@@ -143,6 +143,12 @@ def test_functions_before_the_formula_see_all_of_it(results):
         assert (found[name] - found["whole"]).abs().max() > 0.01
 
 
+def test_newer_comfyui_can_load_the_model_anew(results):
+    """Its TorchCompileModel, hooks on texts and several GPUs need that."""
+    expected = {"asked": [False, True], "equal": [True] * 2, "another": True, "held": [0, 0], "says": [True] * 2}
+    assert results("reload") == expected
+
+
 def test_timesteps_of_the_bfloat16_run(results, golden):
     assert torch.equal(results("bfloat16")["timesteps"], golden["schedule_bf16.n12.timesteps_model"])
 

@@ -295,6 +295,38 @@ def half_guidance() -> Any:
 
 
 @case
+def reload() -> dict[str, Any]:
+    """Wan2.1 loaded anew as newer versions of ComfyUI do, from what the MODEL says of itself."""
+    loader, asked = comfy.sd.load_diffusion_model_state_dict, []
+
+    def newer(state_dict: dict, disable_dynamic: bool = False) -> Any:
+        asked.append(disable_dynamic)
+        return loader(state_dict)
+
+    # ComfyUI's clone takes the attribute along from the version on that has it
+    factory, arguments = loaded(LORA)[0].parent.cached_patcher_init
+    comfy.sd.load_diffusion_model_state_dict = newer
+    try:
+        again = [factory(*arguments), factory(*arguments, disable_dynamic=True)]
+    finally:
+        comfy.sd.load_diffusion_model_state_dict = loader
+    # takes the LoRA off the weights
+    comfy.model_management.unload_all_models()
+    weights = loaded(LORA)[0].parent.model.state_dict()
+    return {
+        "asked": asked,
+        "equal": [
+            found.model.state_dict().keys() == weights.keys()
+            and all(torch.equal(value, weights[name]) for name, value in found.model.state_dict().items())
+            for found in again
+        ],
+        "another": all(found.model is not loaded(LORA)[0].model for found in again),
+        "held": [len(found.patches) + len(found.object_patches) for found in again],
+        "says": [found.cached_patcher_init == (factory, arguments) for found in again],
+    }
+
+
+@case
 def bfloat16() -> dict[str, torch.Tensor]:
     """The timesteps that the model sees when they are rounded as in the official run."""
     clone, calls = recorded(loaded(timesteps="bfloat16")[0])
