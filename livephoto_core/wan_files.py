@@ -5,6 +5,7 @@ Names and shapes are checked from the file's header before anything is read.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,12 +20,14 @@ from .checkpoint import looks_like, opened
 from .errors import LivePhotoError
 from .model.wan_text import TEXT_WIDTH, WanTextModule
 
+_log = logging.getLogger(__name__)
+
 _TEXT_PREFIXES = ("motion_intensity_embed.", "text_reweight.")
 _LATENT_CHANNELS, _PATCH, _FREQUENCIES, _MODULATIONS = 16, (1, 2, 2), 256, 6
 _FLOATS = ("F16", "BF16", "F32")
 _NAMED = 3
 _LORA_KEY = re.compile(
-    r"(?:diffusion_model\.)?(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight"
+    r"(?:diffusion_model\.)?(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)(?:\.[^.]+)?\.weight"
 )
 _PARTS = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
 
@@ -166,8 +169,8 @@ def read_low_rank(tensors: Mapping[str, torch.Tensor], shapes: Shapes, name: str
     """The changes that a LoRA makes, by layer: "blocks.0.ffn.2", "text_reweight.cross_attn_0.q".
 
     Args:
-        tensors: of the file; LAYER.lora_A[.default].weight and lora_B, or lora_down and lora_up, with or without
-            "diffusion_model." in front. `.alpha` is left out, as the official code does.
+        tensors: of the file; LAYER.lora_A[.ADAPTER].weight and lora_B, or lora_down and lora_up, with or without
+            "diffusion_model." in front. All others are left out, as the official code does, with a warning unless it is `.alpha`.
         shapes: of the base file's tensors.
         name: of the file, for messages.
 
@@ -175,15 +178,20 @@ def read_low_rank(tensors: Mapping[str, torch.Tensor], shapes: Shapes, name: str
         LivePhotoError: no plain LoRA, half of a pair, or a layer that the base lacks or has in another shape.
     """
     halves: dict[str, dict[str, torch.Tensor]] = {}
+    others, twice = [], []
     for key, tensor in tensors.items():
-        if key.endswith(".alpha"):
-            continue
         match = _LORA_KEY.fullmatch(key)
         if match is None:
-            raise LivePhotoError(
-                f"{name} holds {key}, which is no part of a plain LoRA: choose lora.safetensors of the LivePhoto-Wan2.1 release"
-            )
-        halves.setdefault(match["layer"], {})[_PARTS[match["part"]]] = tensor
+            others += [] if key.endswith(".alpha") else [key]
+            continue
+        pair, part = halves.setdefault(match["layer"], {}), _PARTS[match["part"]]
+        if part in pair:
+            twice.append(match["layer"])
+        pair[part] = tensor
+    if others and not halves:
+        raise LivePhotoError(
+            f"{name} holds {others[0]}, which is no part of a plain LoRA: choose lora.safetensors of the LivePhoto-Wan2.1 release"
+        )
     weights = {layer: shapes.get(f"{layer}.weight", ()) for layer in halves}
     strangers = [layer for layer, shape in weights.items() if len(shape) != 2]
     if len(strangers) == len(halves):
@@ -199,11 +207,13 @@ def read_low_rank(tensors: Mapping[str, torch.Tensor], shapes: Shapes, name: str
         if layer not in strangers and (pair.shape != weights[layer] or pair.up.shape[1:] != pair.down.shape[:1])
     ]
     causes = _listed("no linear layer of the base", strangers) + _listed("without its other half", lone)
-    causes += _listed("misshapen", misshapen)
+    causes += _listed("misshapen", misshapen) + _listed("given twice", twice)
     if causes:
         raise LivePhotoError(
             f"{name} does not fit the base file; {'; '.join(causes)}: choose lora.safetensors of the LivePhoto-Wan2.1 release"
         )
+    if others:
+        _log.warning("%s: tensors that are no part of a plain LoRA are left out: %d, %s for example", name, len(others), others[0])
     return pairs
 
 

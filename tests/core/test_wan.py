@@ -240,6 +240,7 @@ SPELLINGS = {
     "peft": "{}.lora_{A}.default.weight",
     "prefix": "diffusion_model.{}.lora_{A}.weight",
     "prefix_peft": "diffusion_model.{}.lora_{A}.default.weight",
+    "peft_of_another_name": "{}.lora_{A}.stage_2.weight",
     "kohya": "{}.lora_{down}.weight",
     "prefix_kohya": "diffusion_model.{}.lora_{down}.weight",
 }
@@ -264,6 +265,19 @@ def test_every_spelling_of_a_lora_is_read(spelling):
     for layer, change in found.items():
         assert torch.equal(change.up, expected[layer].up)
         assert torch.equal(change.down, expected[layer].down)
+
+
+def test_what_is_no_part_of_a_lora_is_left_out_with_a_warning(caplog):
+    others = {"blocks.0.norm3.diff": torch.zeros(6), "blocks.0.ffn.2.diff_b": torch.zeros(6), "a.alpha": torch.tensor(1.0)}
+    found = read_low_rank({**others, **low_rank()}, SHAPES, "my.safetensors")
+    assert set(found) == {"blocks.0.ffn.2", "text_reweight.cross_attn_0.q"}
+    said = "my.safetensors: tensors that are no part of a plain LoRA are left out: 2, blocks.0.norm3.diff for example"
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
+def test_whole_lora_warns_of_nothing(caplog):
+    read_low_rank({**low_rank(), "blocks.0.ffn.2.alpha": torch.tensor(1.0)}, SHAPES, "my.safetensors")
+    assert not caplog.records
 
 
 def test_merging_divides_by_nothing_and_leaves_the_rest():
@@ -299,6 +313,10 @@ BAD_LORAS = {
         r"1 misshapen: blocks.0.ffn.2 \[6, 7\], expected \[6, 4\]",
     ),
     "two_ranks": ({**low_rank(), "blocks.0.ffn.2.lora_A.weight": torch.zeros(3, 4)}, "1 misshapen: blocks.0.ffn.2"),
+    "two_adapters": (
+        {**low_rank(SPELLINGS["peft"]), "blocks.0.ffn.2.lora_A.other.weight": torch.zeros(2, 4)},
+        "1 given twice: blocks.0.ffn.2: choose",
+    ),
     "no_lora": ({"blocks.0.ffn.2.weight": torch.zeros(6, 4)}, "holds blocks.0.ffn.2.weight, which is no part of a plain LoRA"),
     "lokr": ({"blocks.0.ffn.2.lokr_w1": torch.zeros(6, 4)}, "holds blocks.0.ffn.2.lokr_w1, which is no part of a plain LoRA"),
 }
