@@ -1,4 +1,4 @@
-"""MotionBench's figures, each with a 95 % bootstrap interval over scenes: the cases of a scene are not independent."""
+"""MotionBench's figures, each with a 95 % interval over scenes: the cases of a scene are not independent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ..demo.motions import CAMERA, MOTIONS, THING
 from ..intensity import LEVELS
 from .figures import interval, spearman
-from .report import GROUPS, Figure, mean_figure
+from .report import GROUPS, Figure, mean_figure, share_figure
 from .scoring import LevelRow, Row
 from .suite import WORDINGS
 
@@ -22,11 +22,21 @@ IN_PIXELS = (*CAMERA, *THING)
 
 def scene_mean(rows: Sequence[Row], value: Callable[[Row], float]) -> Figure:
     """Mean over scenes of the mean over a scene's rows, of what is finite; the count is of scenes."""
+    return mean_figure(_means(rows, value))
+
+
+def scene_share(rows: Sequence[Row]) -> Figure:
+    """Mean over scenes of the share of a scene's rows that are right; the interval is exact where no scene is half right."""
+    means = _means(rows, lambda r: r.right)
+    return share_figure(means) if set(means) <= {0.0, 1.0} else mean_figure(means)
+
+
+def _means(rows: Sequence[Row], value: Callable[[Row], float]) -> list[float]:
     scenes: dict[str, list[float]] = {}
     for row in rows:
         if np.isfinite(number := float(value(row))):
             scenes.setdefault(row.scene, []).append(number)
-    return mean_figure([float(np.mean(values)) for values in scenes.values()])
+    return [float(np.mean(values)) for values in scenes.values()]
 
 
 def text_figures(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -34,7 +44,7 @@ def text_figures(rows: Sequence[Row]) -> dict[str, Figure]:
     parts = {"all": list(rows)}
     parts.update({f"{wording} wording": [r for r in rows if r.wording == wording] for wording in WORDINGS})
     parts.update({group: [r for r in rows if r.motion in motions] for group, motions in GROUPS.items()})
-    return {f"text, right: {name}": scene_mean(part, lambda r: r.right) for name, part in parts.items() if part}
+    return {f"text, right: {name}": scene_share(part) for name, part in parts.items() if part}
 
 
 def photo_figures(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -77,7 +87,7 @@ def level_figures(rows: Sequence[LevelRow]) -> dict[str, Figure]:
         ", out of the scene's reach too": [_steps(row, [True] * LEVELS) for row in rows],
     }.items():
         figures[f"level, steps that rise{name}"] = mean_figure([float(np.mean(s)) if s else float("nan") for s in steps])
-        figures[f"level, clips whose every step rises{name}"] = mean_figure([float(all(s)) if s else float("nan") for s in steps])
+        figures[f"level, clips whose every step rises{name}"] = share_figure([all(s) for s in steps if s])
     if any(row.travel for row in rows):
         figures["level and distance, Spearman a clip"] = mean_figure([distance_agreement(row) for row in rows])
         figures["level and distance, Spearman pooled"] = pooled_spearman([distances(row) for row in rows])

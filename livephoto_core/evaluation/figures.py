@@ -79,6 +79,19 @@ def fit_psnr(frames: torch.Tensor, clip: DemoClip) -> float:
     return max(psnr(frames, render(clip.scene, speed, len(frames), frames.shape[-1])) for speed in speeds)
 
 
+def share_interval(right: int, count: int) -> tuple[float, float]:
+    """Exact interval (95 %, Clopper and Pearson) of a share of independent clips; (nan, nan) of none.
+
+    A bootstrap would take clips that all agree for certain.
+    """
+    from scipy.stats import binomtest
+
+    if not count:
+        return float("nan"), float("nan")
+    found = binomtest(right, count).proportion_ci(INTERVAL, "exact")
+    return float(found.low), float(found.high)
+
+
 def interval(count: int, figure: Callable[[np.ndarray], float], seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> tuple[float, float]:
     """Bootstrap interval (95 %) of a figure of `count` clips; `figure` takes the indices [count] of a draw with replacement.
 

@@ -12,7 +12,7 @@ import torch
 
 from ..demo.clips import DemoClip
 from ..demo.motions import CAMERA, MOTIONS, STILL, THING
-from .figures import first_frame_psnr, interval, per_clip_spearman, spearman
+from .figures import first_frame_psnr, interval, per_clip_spearman, share_interval, spearman
 from .measuring import LEVELS, Levelled, Made, Model, measure_clips, measure_levels, measure_words
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -45,7 +45,7 @@ TARGETS: dict[str, tuple[str, float]] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its 95 % bootstrap interval and how many clips (or captions) it is of."""
+    """A figure with its 95 % interval (bootstrap, or exact for a share) and how many clips (or captions) it is of."""
 
     value: float
     low: float
@@ -106,6 +106,12 @@ def mean_figure(values: Sequence[float]) -> Figure:
     return Figure(value, *interval(len(finite), lambda index: float(finite[index].mean())), len(finite))
 
 
+def share_figure(right: Sequence[bool]) -> Figure:
+    """The share of what is right, with its exact interval."""
+    count, total = sum(map(bool, right)), len(right)
+    return Figure(count / total if total else float("nan"), *share_interval(count, total), total)
+
+
 def spearman_figure(a: Sequence[float], b: Sequence[float]) -> Figure:
     """Rank correlation over clips, with its interval."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
@@ -129,9 +135,9 @@ def clip_figures(made: Sequence[Made]) -> dict[str, Figure]:
     parts = {group: [m for m in made if m.group == group] for group in GROUPS}
     parts["sprites, all motions"] = [m for group in SPRITES for m in parts[group]]
     parts = {name: part for name, part in parts.items() if part}
-    figures = {f"right: {name}": mean_figure([m.right for m in part]) for name, part in parts.items()}
+    figures = {f"right: {name}": share_figure([m.right for m in part]) for name, part in parts.items()}
     for name, part in parts.items():
-        figures[f"right, true clips through the VAE: {name}"] = mean_figure([m.limit.motion == m.motion for m in part])
+        figures[f"right, true clips through the VAE: {name}"] = share_figure([m.limit.motion == m.motion for m in part])
     for name, part in parts.items():
         figures[f"sharpness of the last frame: {name}"] = mean_figure([m.sharp for m in part])
     for name, part in parts.items():

@@ -329,7 +329,7 @@ def test_the_report(suite, perfect, tmp_path):
     assert all(point["mean low"] <= point["mean"] <= point["mean high"] for point in read["level curve"])
     assert len(read["clips"]) == 21 and len(read["levels"]) == 3
     table = (out / "report.md").read_text()
-    assert "| text, right: unseen wording | 1.000 | 1.000 to 1.000 | 7 | 1.000 | at least 0.9 | yes |" in table
+    assert "| text, right: unseen wording | 1.000 | 0.590 to 1.000 | 7 | 1.000 | at least 0.9 | yes |" in table
     assert is_met("level, error", 0.7) and not is_met("level, error", 0.8)
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
@@ -358,7 +358,7 @@ def test_the_command(monkeypatch, photo_folder, tmp_path, capsys):
     common = ["bench", "run", "--suite", "tiny", "--photos", str(photo_folder), "-o", str(tmp_path / "out")]
     assert main([*common, "--system", "still"]) == 0
     printed = capsys.readouterr().out
-    assert "| text, right: all | 1.000 | too few | 1 | 1.000 |  |  |" in printed
+    assert "| text, right: all | 1.000 | 0.025 to 1.000 | 1 | 1.000 |  |  |" in printed
     assert printed.strip() == (tmp_path / "out" / "report.md").read_text().strip()
     settings = json.loads((tmp_path / "out" / "report.json").read_text())["settings"]
     assert settings["photos"] == "photos" and settings["system"] == "still"

@@ -20,7 +20,7 @@ from livephoto_core.evaluation.generate import BatchSampling, batch_generator
 from livephoto_core.evaluation.matching import blur
 from livephoto_core.evaluation.measuring import Levelled, Model, measure_words, recognise
 from livephoto_core.evaluation.recognise_photo import recognise_photo
-from livephoto_core.evaluation.report import level_figures, measure_demo, to_json, to_markdown
+from livephoto_core.evaluation.report import level_figures, measure_demo, share_figure, to_json, to_markdown
 from livephoto_core.evaluation.verdict import UNCLEAR
 from livephoto_core.intensity import clip_ssim
 from livephoto_core.pipeline import LivePhoto, Settings
@@ -185,6 +185,15 @@ def test_interval_holds_the_mean_and_narrows():
     assert all(math.isnan(bound) for bound in figures.interval(0, lambda i: 0.0))
 
 
+def test_interval_of_a_share_is_exact():
+    """Values of a table of Clopper and Pearson's intervals; all alike is not certain."""
+    assert figures.share_interval(0, 10) == pytest.approx((0, 0.3085), abs=1e-4)
+    assert figures.share_interval(5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
+    assert figures.share_interval(10, 10) == pytest.approx((0.6915, 1), abs=1e-4)
+    assert all(math.isnan(bound) for bound in figures.share_interval(0, 0))
+    assert share_figure([True, False, True, True]).value == 0.75
+
+
 def standing(photos_, texts, levels, seeds):
     """The simplest model there is: the photo, again and again."""
     return photos_[:, None].expand(-1, FRAMES, -1, -1, -1)
@@ -212,7 +221,7 @@ def test_a_model_that_stands_still_is_told_so(photos, standing_model):
     assert found["first frame, dB"] == 100
     assert report["confusion"] == {"pan left": {"still": 1}, "pan up": {"still": 1}, "still": {"still": 2}}
     assert json.loads(to_json(report))["figures"]["level, Spearman pooled"]["value"] is None
-    assert "| right: photographs, pans | 0.000 | 0.000 to 0.000 | 2 | at least 0.9 | no |" in to_markdown(report)
+    assert "| right: photographs, pans | 0.000 | 0.000 to 0.842 | 2 | at least 0.9 | no |" in to_markdown(report)
 
 
 def test_level_figures_over_right_clips_alone():
