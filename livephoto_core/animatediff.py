@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import looks_like, opened
+from .checkpoint import ADAPTER, looks_like, opened
 from .config import MotionShape
 from .errors import LivePhotoError
 from .model.adapter import LivePhotoAdapter
@@ -130,7 +130,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         else:
             others.append(name)
     if not motion:
-        raise LivePhotoError(f"{path} holds no AnimateDiff motion module{_guess(tensors)}: give a file such as v3_sd15_mm.ckpt")
+        raise LivePhotoError(f"{path} holds no AnimateDiff motion module{_guess(tensors)}")
     if not any(name.startswith("up_blocks.") for name in motion):
         raise LivePhotoError(
             f"{path} has motion modules only on the way down, as a SparseCtrl has: give a whole one such as v3_sd15_mm.ckpt"
@@ -139,10 +139,13 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
 
 
 def _guess(names: Mapping[str, torch.Tensor]) -> str:
+    """What a file is instead, and the fix."""
+    kind, fix = looks_like(names.keys()), "give a file such as v3_sd15_mm.ckpt"
+    if kind == ADAPTER:
+        return f", it looks like {kind}: give it as start_adapter"
     if any("motion_modules." in name for name in names):
-        return ", its names are diffusers' or another tool's and not the original ones"
-    kind = looks_like(names.keys())
-    return f", it looks like {kind}" if kind else ""
+        return f", its names are diffusers' or another tool's and not the original ones: {fix}"
+    return f", it looks like {kind}: {fix}" if kind else f": {fix}"
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -25,9 +25,13 @@ from .files import atomic_path
 from .model.adapter import LivePhotoAdapter
 
 CONFIG_KEY = "livephoto"
+# Kinds of `looks_like` that are LivePhoto's own, given in the wrong place.
+ADAPTER, WAN_BASE = "a LivePhoto adapter", "a LivePhoto-Wan2.1 base file"
 
 # What a wrong file probably is, by parts of its tensors' names; the first row of which all parts occur.
 _LOOKS = (
+    (ADAPTER, ("stem.conv.", "motion.down_blocks.")),
+    (WAN_BASE, ("text_reweight.cross_attn_", "patch_embedding.")),
     ("a Stable Diffusion XL base model", ("conditioner.embedders.",)),
     ("a Stable Diffusion v1 base model", ("model.diffusion_model.input_blocks.", "cond_stage_model.")),
     ("a Wan video model", ("blocks.0.self_attn.q.", "patch_embedding.")),
@@ -42,6 +46,7 @@ _LOOKS = (
     ("an image encoder", ("patch_embedding",)),
 )
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_FIX = "give a file that LivePhoto's training wrote"
 _NAMED = 3
 
 
@@ -187,10 +192,13 @@ def _config(file: Any, path: str | os.PathLike) -> AdapterConfig:
     text = (file.metadata() or {}).get(CONFIG_KEY)
     if text is None:
         kind = looks_like(file.keys())
-        raise LivePhotoError(
-            f"{path} is not a LivePhoto checkpoint{f', it looks like {kind}' if kind else ''}: "
-            "give a file that LivePhoto's training wrote"
-        )
+        if kind == ADAPTER:
+            raise LivePhotoError(
+                f"{path} holds {kind} without its config, as tools that drop metadata leave it: "
+                "give the file that LivePhoto's training wrote"
+            )
+        fix = "in ComfyUI put it in models/diffusion_models and use Load LivePhoto-Wan2.1" if kind == WAN_BASE else _FIX
+        raise LivePhotoError(f"{path} is not a LivePhoto checkpoint{f', it looks like {kind}' if kind else ''}: {fix}")
     try:
         return from_json(text)
     except LivePhotoError as error:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint import looks_like, opened
+from .checkpoint import ADAPTER, WAN_BASE, looks_like, opened
 from .errors import LivePhotoError
 from .model.wan_text import TEXT_WIDTH, WanTextModule
 
@@ -26,6 +26,7 @@ _TEXT_PREFIXES = ("motion_intensity_embed.", "text_reweight.")
 _LATENT_CHANNELS, _PATCH, _FREQUENCIES, _MODULATIONS = 16, (1, 2, 2), 256, 6
 _FLOATS = ("F16", "BF16", "F32")
 _NAMED = 3
+_FIX = "get base.safetensors of the LivePhoto-Wan2.1 release"
 _LORA_KEY = re.compile(
     r"(?:diffusion_model\.)?(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)(?:\.[^.]+)?\.weight"
 )
@@ -244,8 +245,13 @@ def _not_livephoto(shapes: Shapes, path: str | os.PathLike) -> str:
             f"{path}: this is plain Wan2.1, not LivePhoto-Wan2.1: it lacks the text module; get base.safetensors of the "
             "LivePhoto-Wan2.1 release"
         )
-    seems = f", it looks like {kind}" if kind else ""
-    return f"{path} is not LivePhoto-Wan2.1{seems}: get base.safetensors of the LivePhoto-Wan2.1 release"
+    if kind == WAN_BASE:
+        return (
+            f"{path}: another tool has put a prefix before the names of this LivePhoto-Wan2.1 base file ({next(iter(shapes))}, for "
+            "example); get base.safetensors of the LivePhoto-Wan2.1 release"
+        )
+    fix = "put it in models/livephoto and use Load LivePhoto Model" if kind == ADAPTER else _FIX
+    return f"{path} is not LivePhoto-Wan2.1{f', it looks like {kind}' if kind else ''}: {fix}"
 
 
 def _listed(what: str, names: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 
 from livephoto_core.animatediff import load_motion, motion_shape_of
+from livephoto_core.checkpoint import save_adapter
 from livephoto_core.config import AdapterConfig, BaseShape, MotionShape
 from livephoto_core.diffusers_host import DiffusersHost
 from livephoto_core.errors import LivePhotoError
@@ -164,7 +165,8 @@ class Unsafe:
         return print, ("this must not run",)
 
 
-def bad_files(folder):
+def bad_files(folder, adapter):
+    save_adapter(adapter, folder / "live.safetensors")
     save_file({"blocks.0.self_attn.q.weight": torch.zeros(2), "patch_embedding.bias": torch.zeros(2)}, folder / "wan.safetensors")
     save_file({"down_blocks.0.motion_modules.0.norm.weight": torch.zeros(2)}, folder / "diffusers.safetensors")
     site = "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"
@@ -180,7 +182,8 @@ def bad_files(folder):
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
-        ("wan.safetensors", "no AnimateDiff motion module, it looks like a Wan video model"),
+        ("live.safetensors", "no AnimateDiff motion module, it looks like a LivePhoto adapter: give it as start_adapter"),
+        ("wan.safetensors", "no AnimateDiff motion module, it looks like a Wan video model: give a file such as"),
         ("diffusers.safetensors", "its names are diffusers'"),
         ("sparse.safetensors", "only on the way down, as a SparseCtrl has"),
         ("unsafe.ckpt", "holds more than tensors"),
@@ -193,8 +196,8 @@ def bad_files(folder):
         (".", "is a folder"),
     ],
 )
-def test_wrong_file_is_named_in_one_line(tiny_config, tmp_path, capsys, name, cause):
-    bad_files(tmp_path)
+def test_wrong_file_is_named_in_one_line(tiny_config, tiny_adapter, tmp_path, capsys, name, cause):
+    bad_files(tmp_path, tiny_adapter)
     with pytest.raises(LivePhotoError, match=cause) as raised:
         load_motion(tmp_path / name, LivePhotoAdapter(tiny_config))
     assert "\n" not in str(raised.value)

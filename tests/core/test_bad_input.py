@@ -264,6 +264,9 @@ def test_inspect_of_what_is_no_checkpoint(work, capsys):
     folder, arguments = work
     refused(main(["inspect", str(folder / "none.safetensors")]), capsys, folder, "does not exist")
     refused(main(["inspect", arguments["photo"]]), capsys, folder, "no LivePhoto settings")
+    names = "blocks.0.self_attn.q.weight", "patch_embedding.weight", "text_reweight.cross_attn_0.q.weight"
+    save_file({name: torch.zeros(2) for name in names}, folder / "base.safetensors")
+    refused(main(["inspect", str(folder / "base.safetensors")]), capsys, folder, "models/diffusion_models", "Load LivePhoto-Wan2.1")
     refused(main(["inspect", arguments["--model"], "--text", "still"]), capsys, folder, "needs a base model", "--base")
     base = ["--base", arguments["--base"]]
     refused(main(["inspect", arguments["--model"], "--text", " ", *base]), capsys, folder, "the text is empty")

@@ -192,7 +192,12 @@ def test_missing_file_and_folder(tmp_path):
     [
         (["model.diffusion_model.input_blocks.0.0.weight", "cond_stage_model.x", "first_stage_model.x"], "a Stable Diffusion v1"),
         (["model.diffusion_model.input_blocks.0.0.weight", "conditioner.embedders.0.x"], "a Stable Diffusion XL"),
-        (["blocks.0.self_attn.q.weight", "patch_embedding.weight"], "a Wan video model"),
+        (
+            ["blocks.0.self_attn.q.weight", "patch_embedding.weight", "text_reweight.cross_attn_0.q.weight"],
+            "a LivePhoto-Wan2.1 base file: in ComfyUI put it in models/diffusion_models and use Load LivePhoto-Wan2.1",
+        ),
+        (["blocks.0.self_attn.q.weight", "patch_embedding.weight"], "a Wan video model: give a file that LivePhoto's"),
+        (["blocks.0.self_attn.q.lora_A.weight", "text_reweight.cross_attn_0.q.lora_A.weight"], "a LoRA"),
         (["diffusion_model.blocks.0.self_attn.q.weight", "diffusion_model.patch_embedding.weight"], "a Wan video model"),
         (["lora_unet_down_blocks_0.lora_down.weight"], "a LoRA"),
         (["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"], "an AnimateDiff motion module"),
@@ -206,6 +211,12 @@ def test_file_of_another_kind_is_recognised(tmp_path, names, kind):
     save_file({name: torch.zeros(2) for name in names}, path)
     for call in (load_adapter, read_config):
         assert f"is not a LivePhoto checkpoint, it looks like {kind}" in refusal(path, call)
+
+
+@pytest.mark.parametrize("call", [load_adapter, read_config])
+def test_adapter_that_has_lost_its_config_is_named(path, call):
+    rewritten(path, lambda tensors: tensors, {})
+    assert "holds a LivePhoto adapter without its config, as tools that drop metadata leave it: give the" in refusal(path, call)
 
 
 def test_unknown_file_is_not_guessed_at(tmp_path):

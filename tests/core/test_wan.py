@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from livephoto_core.checkpoint import save_adapter
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.model.wan_text import LEVELS, WanTextModule, check_wan_level
 from livephoto_core.wan_files import (
@@ -230,6 +231,21 @@ def test_other_files_are_named(tmp_path):
         read_wan(tmp_path / "cut.safetensors")
     with pytest.raises(LivePhotoError, match=r"none\.safetensors does not exist"):
         read_wan(tmp_path / "none.safetensors")
+
+
+def test_adapter_of_the_other_model_is_named(tmp_path, tiny_adapter):
+    save_adapter(tiny_adapter, tmp_path / "live.safetensors")
+    said = r"live\.safetensors is not LivePhoto-Wan2\.1, it looks like a LivePhoto adapter: put it in models/livephoto and use Load"
+    with pytest.raises(LivePhotoError, match=said):
+        read_wan(tmp_path / "live.safetensors")
+
+
+def test_names_with_a_prefix_are_named(tmp_path):
+    """As ComfyUI's Save Model and others write them."""
+    shapes = {f"model.diffusion_model.{name}": shape for name, shape in {**wan_shapes(SMALL), **text_shapes()}.items()}
+    said = r"another tool has put a prefix before the names .* \(model\.diffusion_model\.\S+, for example\); get base\.safetensors"
+    with pytest.raises(LivePhotoError, match=said):
+        read_wan(recipe.save_zeros(tmp_path / "base.safetensors", shapes))
 
 
 # LoRA
