@@ -6,6 +6,7 @@ v1 files have 24 positions and no module in the middle block, v2 32 and one, v3 
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import torch
 
 from .checkpoint import ADAPTER, looks_like, opened
 from .config import MotionShape
-from .errors import LivePhotoError
+from .errors import LivePhotoError, first_line
 from .model.adapter import LivePhotoAdapter
 
 _SITE = re.compile(r"((?:(?:down|up)_blocks\.\d+|mid_block)\.motion_modules\.\d+)\.temporal_transformer\.(.+)")
@@ -160,9 +161,17 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         # Only zip files can be mapped; the oldest ones are plain pickles.
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError as error:
+        raise LivePhotoError(f"cannot read {path}: {error.strerror or first_line(error)}; check its permissions") from error
+    except pickle.UnpicklingError as error:
+        # torch's own words advise to run the code in the file
+        raise LivePhotoError(
+            f"{path} is no readable .ckpt: it is damaged, or holds more than tensors, and code in checkpoints is never run; "
+            "get it again, best as .safetensors"
+        ) from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise LivePhotoError(
-            f"{path} is no readable .ckpt: it is incomplete, or holds more than tensors; get it again, best as .safetensors"
+            f"{path} is no readable .ckpt ({first_line(error)}): it is incomplete or damaged; get it again, best as .safetensors"
         ) from error
     if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
         values = values["state_dict"]

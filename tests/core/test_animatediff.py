@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,11 +187,11 @@ def bad_files(folder, adapter):
         ("wan.safetensors", "no AnimateDiff motion module, it looks like a Wan video model: give a file such as"),
         ("diffusers.safetensors", "its names are diffusers'"),
         ("sparse.safetensors", "only on the way down, as a SparseCtrl has"),
-        ("unsafe.ckpt", "holds more than tensors"),
+        ("unsafe.ckpt", "holds more than tensors, and code in checkpoints is never run; get it again"),
         ("list.ckpt", "holds a list, not named tensors"),
-        ("cut.ckpt", "it is incomplete"),
-        ("text.ckpt", "no readable .ckpt"),
-        ("empty.ckpt", "no readable .ckpt"),
+        ("cut.ckpt", r"no readable .ckpt \(PytorchStreamReader failed reading zip archive.*\): it is incomplete or damaged"),
+        ("text.ckpt", "no readable .ckpt .*: it is incomplete or damaged; get it again"),
+        ("empty.ckpt", r"no readable .ckpt \(EOFError\): it is incomplete or damaged; get it again"),
         ("none.ckpt", "does not exist"),
         ("none.safetensors", "does not exist"),
         (".", "is a folder"),
@@ -202,6 +203,13 @@ def test_wrong_file_is_named_in_one_line(tiny_config, tiny_adapter, tmp_path, ca
         load_motion(tmp_path / name, LivePhotoAdapter(tiny_config))
     assert "\n" not in str(raised.value)
     assert "must not run" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that no one can read, whatever the permissions")
+def test_what_the_system_says_is_passed_on(tiny_config, tmp_path):
+    (tmp_path / "disk.ckpt").symlink_to("/proc/self/mem")
+    with pytest.raises(LivePhotoError, match=r"cannot read \S+disk\.ckpt: Input/output error; check its permissions"):
+        load_motion(tmp_path / "disk.ckpt", LivePhotoAdapter(tiny_config))
 
 
 class NormOfEachFrame(torch.nn.Module):
