@@ -29,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        options = _parser().parse_args(arguments)
-        options.run(options)
+        _run(_parser().parse_args(arguments))
     except LivePhotoError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
@@ -48,11 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         return _fail(f"cannot use {error.filename} ({error.strerror}): give another path")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    try:
+        options.run(options)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        return _fail("not enough memory: use a smaller size, fewer frames or a smaller batch, or --precision bf16")
-    return 0
+        raise LivePhotoError(f"not enough memory: {options.memory_fix}") from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -73,6 +77,8 @@ def _fail(message: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="livephoto", description="Animate a photo by a text, as strongly as a level from 1 to 10 says.")
     parser.add_argument("--version", action="version", version=__version__)
+    # for commands that name no fix of their own
+    parser.set_defaults(memory_fix="end other programs, or use a machine with more")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_animate(commands)
     _add_measure(commands)
@@ -122,7 +128,7 @@ def _add_animate(commands) -> None:
     parser.add_argument(
         "--precision", default="fp32", help="fp32 (default), bf16, or on a GPU fp16: less memory and faster; frames differ a little"
     )
-    parser.set_defaults(run=_animate)
+    parser.set_defaults(run=_animate, memory_fix="use a smaller --size, fewer --frames, or --precision bf16")
 
 
 def _add_measure(commands) -> None:
@@ -138,7 +144,7 @@ def _add_measure(commands) -> None:
         "--stride", type=int, help="keep every n-th frame (default: the model's, and 1 for clips that livephoto wrote)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
-    parser.set_defaults(run=_measure)
+    parser.set_defaults(run=_measure, memory_fix="use a smaller --size, or clips of fewer pixels a frame")
 
 
 def _add_inspect(commands) -> None:
@@ -158,7 +164,11 @@ def _add_train(commands) -> None:
     parser = commands.add_parser("train", help="train an adapter", description="Train an adapter as a config file says.")
     parser.add_argument("config", metavar="CONFIG", help="a .toml or .yaml file")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last saved state")
-    parser.set_defaults(run=_train)
+    parser.set_defaults(
+        run=_train,
+        memory_fix="set gradient_checkpointing to true, accumulate to more (fewer clips at once), or mixed_precision to 'bf16'; "
+        "all three may change on --resume",
+    )
 
 
 def _add_calibrate(commands) -> None:
@@ -174,7 +184,7 @@ def _add_calibrate(commands) -> None:
     parser.add_argument("--tokenizer", metavar="DIR", help="for a single-file base")
     for name in ("frames", "stride", "size"):
         parser.add_argument(f"--{name}", type=int, help=f"{name} of the clips (default: the checkpoint's, or 16, 4 and 256)")
-    parser.set_defaults(run=_calibrate)
+    parser.set_defaults(run=_calibrate, memory_fix="use a smaller --size or fewer --frames, which need --write left out")
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -45,6 +45,8 @@ def _add_run(parts) -> None:
     add_guidance_options(ours)
     ours.add_argument("--prior", default="0.033,0.016", metavar="FROM,TO", help="share of the inverted photo in the noise")
     ours.add_argument("--batch", type=int, default=8, help="clips made at a time (default 8)")
+    precision = "fp32 (default), bf16, or on a GPU fp16: less memory and faster; figures differ a little"
+    ours.add_argument("--precision", default="fp32", help=precision)
     others = parser.add_argument_group("other systems")
     others.add_argument("--folder", metavar="DIR", help="diffusers: the pipeline; folder: the clips")
     others.add_argument("--function", metavar="FILE.py:NAME", help="function: (photo, text, level, seed) -> frames")
@@ -58,7 +60,7 @@ def _add_run(parts) -> None:
     values = "diffusers, comfyui: the level's input at level 1 to 10 (default 1,...,10)"
     others.add_argument("--level-values", metavar="V1,...,V10", help=values)
     others.add_argument("--inputs", default="{}", metavar="JSON", help='diffusers: more, such as {"num_inference_steps": 25}')
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, memory_fix="use a smaller --batch or --precision bf16; for other systems a smaller --size")
 
 
 def _add_export(parts) -> None:
@@ -67,7 +69,7 @@ def _add_export(parts) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="a new folder")
     _add_suite_options(parser)
     parser.add_argument("--size", type=int, default=512, help="pixels a side of the photos (default 512)")
-    parser.set_defaults(run=_export)
+    parser.set_defaults(run=_export, memory_fix="use a smaller --size")
 
 
 def _add_intensity(parts) -> None:
@@ -81,7 +83,7 @@ def _add_intensity(parts) -> None:
     parser.add_argument("--dino", metavar="DIR", help="DINOv2 weights: a measure more")
     parser.add_argument("--clip", metavar="DIR", help="CLIP weights: a measure more")
     parser.add_argument("--device", help="of DINO and CLIP (default: cuda if there is one, else cpu)")
-    parser.set_defaults(run=_intensity)
+    parser.set_defaults(run=_intensity, memory_fix="use fewer --speeds, or --device cpu")
 
 
 def _add_ablations(parts) -> None:
@@ -92,7 +94,11 @@ def _add_ablations(parts) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder for the report's files; others in it stay")
     parser.add_argument("--photos", metavar="DIR", help=PHOTOS)
     parser.add_argument("--device", help="of sampling (default: cuda if there is one, else cpu)")
-    parser.set_defaults(run=_ablations)
+    parser.set_defaults(
+        run=_ablations,
+        memory_fix="set the study's batch to less, or with another work folder its training's accumulate to more or its "
+        "gradient_checkpointing to true",
+    )
 
 
 def _add_words(parts) -> None:
@@ -199,7 +205,7 @@ def _words(options: argparse.Namespace) -> None:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The options as given; paths by their last part alone, so that a report tells nothing of the machine."""
-    names = {name: value for name, value in vars(options).items() if name not in ("run", "out")}
+    names = {name: value for name, value in vars(options).items() if name not in ("run", "memory_fix", "out")}
     paths = ("photos", "model", "base", "image_encoder", "tokenizer", "folder", "function", "workflow", "dino", "clip", "prompts")
     return {name: Path(value).name if name in paths and value is not None else value for name, value in names.items()}
 
@@ -232,7 +238,9 @@ def _livephoto(options: argparse.Namespace, suite):
         start, end = (float(part) for part in options.prior.split(","))
     except ValueError:
         raise LivePhotoError(f"--prior takes two shares as 0.033,0.016, got {options.prior!r}; 0,0 switches it off") from None
-    files = ModelFiles(options.model, options.base, options.image_encoder, options.tokenizer)
+    files = ModelFiles(
+        options.model, options.base, options.image_encoder, options.tokenizer, precision=options.precision
+    )
     # kept among the options, which the report names as its settings
     options.cfg, options.min_cfg = guidance(options.cfg, options.min_cfg, options.sampler, is_demo(read_model_config(files)))
     sampling = BatchSampling(options.steps, options.cfg, options.min_cfg, start, end, options.sampler)

@@ -364,6 +364,20 @@ def test_the_command(monkeypatch, photo_folder, tmp_path, capsys):
     assert settings["photos"] == "photos" and settings["system"] == "still"
 
 
+def test_the_command_in_half_precision(monkeypatch, photo_folder, tmp_path):
+    monkeypatch.setitem(suites.PLANS, "tiny", Plan(("still",), 1, ("pan right",), 1))
+    found = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        common = ["bench", "run", "--suite", "tiny", "--photos", str(photo_folder), "--steps", "2"]
+        assert main([*common, "--precision", precision, "-o", str(out)]) == 0
+        found[precision] = json.loads((out / "report.json").read_text())
+        assert found[precision]["settings"]["precision"] == precision
+        assert "memory_fix" not in found[precision]["settings"]
+    # the settings aside, which tell the two apart anyway
+    assert {**found["fp32"], "settings": {}} != {**found["bf16"], "settings": {}}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -375,6 +389,7 @@ def test_the_command(monkeypatch, photo_folder, tmp_path, capsys):
         (["run", "--prior", "much"], "--prior takes"),
         (["run", "--size", "128"], "--size is for other systems"),
         (["run", "--steps", "0"], "steps must be"),
+        (["run", "--precision", "fp8"], "choose one of fp32, bf16"),
         (["run", "--cfg", "0.5"], "cfg must be"),
         (["run", "--system", "diffusers", "--inputs", "[1]", "--folder", "."], "--inputs takes JSON"),
         (["run", "--system", "diffusers", "--folder", "."], "is no diffusers pipeline"),

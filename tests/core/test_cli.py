@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from livephoto_core import cli
 from livephoto_core.checkpoint import load_adapter, read_config, read_metadata, save_adapter
 from livephoto_core.cli import _is_out_of_memory, main
+from livephoto_core.commands import bench
 from livephoto_core.commands.inspect_file import describe
 from livephoto_core.commands.model_files import DEMO_FOLDER
 from livephoto_core.intensity import calibrate, clip_ssim
@@ -224,6 +226,25 @@ def test_memory_that_is_not_there_is_known_by_torchs_own_error():
         torch.empty(2**50)
     assert _is_out_of_memory(caught.value)
     assert not _is_out_of_memory(RuntimeError("the size of tensor a must match"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fix", "other"),
+    [
+        (["animate", "a.png", "still", "-o", "b.mp4"], ("--size", "--frames", "--precision bf16"), "accumulate"),
+        (["train", "run.toml"], ("gradient_checkpointing", "accumulate", "mixed_precision", "--resume"), "--precision"),
+        (["bench", "run", "-o", "report"], ("--batch", "--precision bf16"), "--frames"),
+        (["calibrate", "clips"], ("--size", "--frames"), "--precision"),
+        (["inspect", "demo"], ("a machine with more",), "--size"),
+    ],
+    ids=["animate", "train", "bench run", "calibrate", "inspect"],
+)
+def test_too_little_memory_is_one_line_with_what_helps_this_command(monkeypatch, capsys, arguments, fix, other):
+    for place, name in ((cli, arguments[0]), (bench, "run")):
+        monkeypatch.setattr(place, f"_{name}", lambda options: torch.empty(2**50), raising=False)
+    assert main(arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("livephoto: not enough memory: ") and all(part in line for part in fix) and other not in line
 
 
 def test_calibrate_by_a_csv(clips, capsys):
