@@ -241,14 +241,11 @@ def _size(shapes: Shapes) -> WanSize:
 def _not_livephoto(shapes: Shapes, path: str | os.PathLike) -> str:
     kind = looks_like(shapes.keys())
     if kind == "a Wan video model":
-        return (
-            f"{path}: this is plain Wan2.1, not LivePhoto-Wan2.1: it lacks the text module; get base.safetensors of the "
-            "LivePhoto-Wan2.1 release"
-        )
+        return f"{path}: this is plain Wan2.1, not LivePhoto-Wan2.1: it lacks the text module; {_FIX}"
     if kind == WAN_BASE:
         return (
-            f"{path}: another tool has put a prefix before the names of this LivePhoto-Wan2.1 base file ({next(iter(shapes))}, for "
-            "example); get base.safetensors of the LivePhoto-Wan2.1 release"
+            f"{path}: another tool has put a prefix before the names of this LivePhoto-Wan2.1 base file "
+            f"({next(iter(shapes))}, for example); {_FIX}"
         )
     fix = "put it in models/livephoto and use Load LivePhoto Model" if kind == ADAPTER else _FIX
     return f"{path} is not LivePhoto-Wan2.1{f', it looks like {kind}' if kind else ''}: {fix}"
