@@ -182,9 +182,13 @@ def _add_calibrate(commands) -> None:
     parser.add_argument("--write", metavar="FILE", help="put the thresholds into this checkpoint; its size and stride apply")
     parser.add_argument("--base", metavar="DIR|FILE", help="measure the clips as this base's VAE restores them")
     parser.add_argument("--tokenizer", metavar="DIR", help="for a single-file base")
+    parser.add_argument("--device", help="of the base's VAE (default: cuda if there is one, else cpu)")
+    parser.add_argument("--limit", type=int, metavar="N", help="measure the first N usable clips only (10 or more)")
     for name in ("frames", "stride", "size"):
         parser.add_argument(f"--{name}", type=int, help=f"{name} of the clips (default: the checkpoint's, or 16, 4 and 256)")
-    parser.set_defaults(run=_calibrate, memory_fix="use a smaller --size or fewer --frames, which need --write left out")
+    parser.set_defaults(
+        run=_calibrate, memory_fix="give --device cpu if it is a GPU's, else a smaller --size or fewer --frames, without --write"
+    )
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -269,14 +273,18 @@ def _train(options: argparse.Namespace) -> None:
 
 def _calibrate(options: argparse.Namespace) -> None:
     _quiet_libraries()
-    from .base import load_base
     from .checkpoint import read_config
-    from .commands.calibrate import measure_source, store_thresholds
+    from .commands.calibrate import check_limit, load_base_vae, measure_source, store_thresholds
+    from .commands.model_files import check_device, default_device
     from .config import AdapterConfig
     from .data.clips import Window, report
     from .data.source import open_source
     from .intensity import calibrate
 
+    check_limit(options.limit)
+    # only a VAE runs on a device
+    device = options.device or ("cpu" if options.base is None else default_device())
+    check_device(device)
     config = AdapterConfig() if options.write is None else read_config(options.write)
     numbers = {"frames": config.frames, "stride": config.frame_stride, "size": config.size}
     given = {name: getattr(options, name) for name in numbers if getattr(options, name) is not None}
@@ -287,15 +295,15 @@ def _calibrate(options: argparse.Namespace) -> None:
                 f"leave --{name} out, or --write"
             )
     source = open_source(options.data, Window(**{**numbers, **given}))
-    base = None if options.base is None else load_base(options.base, tokenizer=options.tokenizer)
-    found, skipped = measure_source(source, base, config.intensity_measure)
+    vae = None if options.base is None else load_base_vae(options.base, options.tokenizer).to(device)
+    found, skipped = measure_source(source, vae, config.intensity_measure, options.limit)
     print(report(skipped), file=sys.stderr)
     thresholds = calibrate(found)
     # before they are stored: a full disk must not lose what took long to measure
     print(f"{len(found)} clips; levels 1 to 10 are cut at")
     print(f"ssim_thresholds = [{', '.join(f'{threshold:.6f}' for threshold in thresholds)}]")
     if options.write is not None:
-        store_thresholds(options.write, thresholds, "frames" if base is None else "reconstruction")
+        store_thresholds(options.write, thresholds, "frames" if vae is None else "reconstruction")
 
 
 def _shares(text: str) -> tuple[float, float]:

@@ -4,36 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sized
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from ..base import Base
+from ..base import load_base, load_vae
 from ..checkpoint import CONFIG_KEY, opened, read_config, read_metadata, save_tensors
 from ..config import to_json
 from ..data.clips import ClipSample, Skipped, readable_clips
-from ..encoding import decode, encode_photo
-from ..intensity import check_thresholds
+from ..encoding import decode_latents, encode_pictures
+from ..errors import LivePhotoError
+from ..intensity import LEVELS, check_thresholds
 from ..measures import clip_similarity
+
+
+def load_base_vae(path: str | Path, tokenizer: str | Path | None = None) -> nn.Module:
+    """The VAE of a base model: of a folder alone, of a single file, which is read whole, with its `tokenizer`.
+
+    Raises:
+        LivePhotoError: as base.load_vae and base.load_base.
+    """
+    return load_vae(Path(path) / "vae") if Path(path).is_dir() else load_base(path, tokenizer=tokenizer).vae
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse fewer clips than there are levels.
+
+    Raises:
+        LivePhotoError: names the number and what it may be.
+    """
+    if limit is not None and limit < LEVELS:
+        raise LivePhotoError(f"--limit is {limit}: {LEVELS} levels need {LEVELS} clips or more, thousands for fine ones")
 
 
 @torch.no_grad()
 def measure_source(
-    source: Iterable[ClipSample | Skipped], base: Base | None = None, measure: str = "ssim"
+    source: Iterable[ClipSample | Skipped], vae: nn.Module | None = None, measure: str = "ssim", limit: int | None = None
 ) -> tuple[list[float], list[Skipped]]:
     """The similarity of each clip's frames by one of config.INTENSITY_MEASURES, and the clips that could not be used.
 
-    With a base, clips are measured as its VAE restores them: a generated clip can be no sharper, so levels from raw frames
-    would lie too low.
+    With a base's VAE, on any device, clips are measured as it restores them: a generated clip can be no sharper, so levels from
+    raw frames would lie too low. `limit` ends it after that many usable clips.
 
     Raises:
         LivePhotoError: not one usable clip.
     """
     skipped: list[Skipped] = []
     count = len(source) if isinstance(source, Sized) else None
-    clips = tqdm(readable_clips(source, skipped), desc="calibrate", unit="clip", total=count)
-    return [clip_similarity(_seen(clip.frames, base), measure) for clip in clips], skipped
+    total = min((number for number in (count, limit) if number is not None), default=None)
+    clips = tqdm(islice(readable_clips(source, skipped), limit), desc="calibrate", unit="clip", total=total)
+    return [clip_similarity(_seen(clip.frames, vae), measure) for clip in clips], skipped
 
 
 def store_thresholds(path: str | Path, thresholds: tuple[float, ...], intensity_from: str = "frames") -> None:
@@ -55,5 +78,9 @@ def store_thresholds(path: str | Path, thresholds: tuple[float, ...], intensity_
     save_tensors(tensors, path, metadata)
 
 
-def _seen(frames: torch.Tensor, base: Base | None) -> torch.Tensor:
-    return frames if base is None else decode(base, encode_photo(base, frames)).cpu()
+def _seen(frames: torch.Tensor, vae: nn.Module | None) -> torch.Tensor:
+    if vae is None:
+        return frames
+    # in parts, as clips are encoded to train on: a whole clip of large frames may not fit
+    latents = torch.cat([encode_pictures(vae, part) for part in frames.split(4)])
+    return decode_latents(vae, latents).cpu()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from livephoto_core.cli import _is_out_of_memory, main
 from livephoto_core.commands import bench
 from livephoto_core.commands.inspect_file import describe
 from livephoto_core.commands.model_files import DEMO_FOLDER
+from livephoto_core.encoding import decode, encode_photo
 from livephoto_core.intensity import calibrate, clip_ssim
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import read_settings, write_clip
@@ -185,6 +187,42 @@ def test_calibrate_writes_into_a_checkpoint(clips, tiny_adapter_file, tiny_base_
     capsys.readouterr()
     assert main(["inspect", str(checkpoint)]) == 0
     assert "measured on reconstruction" in capsys.readouterr().out
+
+
+def printed_thresholds(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1].removeprefix("ssim_thresholds = "))
+
+
+def test_calibrate_measures_what_the_whole_base_restores(clips, tiny_base, tiny_base_folder, tmp_path, capsys):
+    common = ["calibrate", str(clips), "--frames", "4", "--stride", "1", "--size", "32", "--device", "cpu"]
+    frames = [read_clip(path).frames for path in sorted(clips.glob("*.webp"))]
+    with torch.no_grad():
+        expected = calibrate(clip_ssim(decode(tiny_base, encode_photo(tiny_base, clip))).item() for clip in frames)
+    folder = tmp_path / "only the VAE"
+    shutil.copytree(tiny_base_folder / "vae", folder / "vae")
+    for base in (tiny_base_folder, folder):
+        assert main([*common, "--base", str(base)]) == 0
+        assert printed_thresholds(capsys) == pytest.approx(expected, abs=1e-6)
+    for arguments, said in (
+        (["--base", str(tiny_base_folder / "vae")], "holds no config.json: give the folder of a VAE"),
+        (["--base", str(tmp_path / "none")], "there is no base model at"),
+        (["--device", "tpu9"], "cannot use the device 'tpu9'"),
+    ):
+        assert main([*common, *arguments]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
+def test_calibrate_by_the_first_clips(clips, capsys):
+    common = ["calibrate", str(clips), "--frames", "4", "--stride", "1", "--size", "32", "--limit"]
+    (clips / "clip00.webp").write_bytes(b"no video")
+    assert main([*common, "10"]) == 0
+    expected = calibrate(clip_ssim(read_clip(path).frames).item() for path in sorted(clips.glob("*.webp"))[1:11])
+    assert printed_thresholds(capsys) == pytest.approx(expected, abs=1e-5)
+    assert main([*common, "100"]) == 0
+    assert capsys.readouterr().out.startswith("11 clips;")
+    assert main([*common, "9"]) == 2
+    assert "--limit is 9: 10 levels need 10 clips or more" in capsys.readouterr().err
 
 
 def test_calibrate_stores_no_levels_of_other_clips(clips, tiny_adapter_file, capsys):
