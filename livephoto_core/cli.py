@@ -180,6 +180,7 @@ def _add_calibrate(commands) -> None:
     )
     parser.add_argument("data", metavar="DATA", help="a folder of clips, with or without a CSV, a CSV, or .tar shards")
     parser.add_argument("--write", metavar="FILE", help="put the thresholds into this checkpoint; its size and stride apply")
+    parser.add_argument("--replace", action="store_true", help="with --write: also where it has levels, which its weights learnt")
     parser.add_argument("--base", metavar="DIR|FILE", help="measure the clips as this base's VAE restores them")
     parser.add_argument("--tokenizer", metavar="DIR", help="for a single-file base")
     parser.add_argument("--device", help="of the base's VAE (default: cuda if there is one, else cpu)")
@@ -274,7 +275,7 @@ def _train(options: argparse.Namespace) -> None:
 def _calibrate(options: argparse.Namespace) -> None:
     _quiet_libraries()
     from .checkpoint import read_config
-    from .commands.calibrate import check_limit, load_base_vae, measure_source, store_thresholds
+    from .commands.calibrate import check_limit, check_unwritten, load_base_vae, measure_source, store_thresholds
     from .commands.model_files import check_device, default_device
     from .config import AdapterConfig
     from .data.clips import Window, report
@@ -294,6 +295,8 @@ def _calibrate(options: argparse.Namespace) -> None:
                 f"--{name} is {value}, but the levels of {options.write} are of clips with {name} {numbers[name]}: "
                 f"leave --{name} out, or --write"
             )
+    if options.write is not None and not options.replace:
+        check_unwritten(options.write, config)
     source = open_source(options.data, Window(**{**numbers, **given}))
     vae = None if options.base is None else load_base_vae(options.base, options.tokenizer).to(device)
     found, skipped = measure_source(source, vae, config.intensity_measure, options.limit)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..base import load_base, load_vae
 from ..checkpoint import CONFIG_KEY, opened, read_config, read_metadata, save_tensors
-from ..config import to_json
+from ..config import AdapterConfig, to_json
 from ..data.clips import ClipSample, Skipped, readable_clips
 from ..encoding import decode_latents, encode_pictures
 from ..errors import LivePhotoError
@@ -38,6 +38,20 @@ def check_limit(limit: int | None) -> None:
     """
     if limit is not None and limit < LEVELS:
         raise LivePhotoError(f"--limit is {limit}: {LEVELS} levels need {LEVELS} clips or more, thousands for fine ones")
+
+
+def check_unwritten(path: str | Path, config: AdapterConfig) -> None:
+    """Refuse to replace the levels of a checkpoint with the config `config`: its weights learnt what each of them asks for.
+
+    Raises:
+        LivePhotoError: it has thresholds.
+    """
+    if thresholds := config.ssim_thresholds:
+        raise LivePhotoError(
+            f"{path} has levels, cut at {thresholds[0]:.4f} to {thresholds[-1]:.4f}, which its weights learnt; new ones would make "
+            f"level 5 another motion than the one learnt: give --replace to write them all the same, or to see them leave --write "
+            f"out, with --frames {config.frames} --stride {config.frame_stride} --size {config.size}"
+        )
 
 
 @torch.no_grad()

@@ -170,17 +170,16 @@ def test_calibrate_prints_the_thresholds(clips, capsys):
 def test_calibrate_writes_into_a_checkpoint(clips, tiny_adapter_file, tiny_base_folder, tmp_path, capsys):
     checkpoint = tmp_path / "adapter.safetensors"
     adapter = load_adapter(tiny_adapter_file)
-    adapter.config = config = replace(adapter.config, frame_stride=1)
+    adapter.config = config = replace(adapter.config, frame_stride=1, ssim_thresholds=())
     save_adapter(adapter, checkpoint, {"made by": "tests"})
     before = adapter.state_dict()
     assert main(["calibrate", str(clips), "--write", str(checkpoint)]) == 0
     after = read_config(checkpoint)
-    assert after.ssim_thresholds != config.ssim_thresholds
     assert len(after.ssim_thresholds) == 9 and after.intensity_from == "frames"
     assert (after.base, after.motion, after.size) == (config.base, config.motion, config.size)
     assert all(torch.equal(value, before[name]) for name, value in load_adapter(checkpoint).state_dict().items())
     assert read_metadata(checkpoint) == {"made by": "tests"}
-    assert main(["calibrate", str(clips), "--write", str(checkpoint), "--base", str(tiny_base_folder)]) == 0
+    assert main(["calibrate", str(clips), "--write", str(checkpoint), "--replace", "--base", str(tiny_base_folder)]) == 0
     restored = read_config(checkpoint)
     assert restored.ssim_thresholds != after.ssim_thresholds, "as the VAE restores the clips"
     assert restored.intensity_from == "reconstruction"
@@ -230,6 +229,25 @@ def test_calibrate_stores_no_levels_of_other_clips(clips, tiny_adapter_file, cap
     assert main(["calibrate", str(clips), "--write", str(tiny_adapter_file), "--stride", "2"]) == 2
     assert "--stride is 2, but the levels of" in capsys.readouterr().err
     assert tiny_adapter_file.read_bytes() == before
+
+
+def test_calibrate_keeps_the_levels_that_weights_learnt(clips, tiny_adapter_file, tmp_path, monkeypatch, capsys):
+    checkpoint = tmp_path / "learnt.safetensors"
+    checkpoint.write_bytes(tiny_adapter_file.read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr("livephoto_core.commands.calibrate.clip_similarity", lambda *_: pytest.fail("measured before it is refused"))
+        assert main(["calibrate", str(clips), "--write", str(checkpoint)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    learnt = read_config(checkpoint).ssim_thresholds
+    window = "--frames 2 --stride 4 --size 64"
+    for part in (str(checkpoint), f"{learnt[0]:.4f} to {learnt[-1]:.4f}", "weights learnt", "level 5", "--replace", window):
+        assert part in line
+    assert checkpoint.read_bytes() == tiny_adapter_file.read_bytes()
+    assert main(["calibrate", str(clips), *window.split()]) == 0
+    seen = printed_thresholds(capsys)
+    assert main(["calibrate", str(clips), "--write", str(checkpoint), "--replace"]) == 0
+    assert read_config(checkpoint).ssim_thresholds == pytest.approx(seen, abs=1e-6)
+    assert seen != pytest.approx(learnt, abs=1e-3)
 
 
 def test_calibrate_names_what_it_skipped_where_too_little_is_left(clips, capsys):
