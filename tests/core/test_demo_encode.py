@@ -66,7 +66,7 @@ def test_the_shipped_demo_can_be_trained_further(tmp_path, monkeypatch):
     with torch.no_grad():
         vae.decoder.conv_out.weight.mul_(1.5)
     vae.save_pretrained(other / "vae")
-    with pytest.raises(LivePhotoError, match=r"another the VAE .*another cache folder, or delete"):
+    with pytest.raises(LivePhotoError, match=r"another the VAE .*name another folder, or delete"):
         clip_cache.make_cache(other, cache, 26, 1)
     with pytest.raises(LivePhotoError, match=r"holds no config.json: give the folder of a VAE"):
         clip_cache.make_cache(tmp_path, cache, 26, 1)
