@@ -26,6 +26,7 @@ from ..errors import LivePhotoError
 from ..files import atomic_folder, atomic_path
 from ..training.cache import CachedClips
 from ..training.run import token_ids_of
+from ..training.trainer import is_finished
 from .base import adapter_config, new_scheduler, new_unet, train_on_stills
 from .captions import corpus
 from .clip_cache import HELD_OUT, held_out_clips, make_cache, training_clips
@@ -176,7 +177,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
 
 def train_phase(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: Path | None, processes: int) -> None:
     """Run a phase, or go on with it."""
-    if (out / "adapter.safetensors").exists():
+    if is_finished(out, phase.steps):
         return
     config = write_run(base, out, cache, phase, start_adapter)
     resume = ["--resume"] if (out / "state.pt").exists() else []

@@ -27,7 +27,7 @@ from ..files import atomic_path
 from ..inversion import PRIOR_END, PRIOR_START
 from ..model.adapter import LivePhotoAdapter
 from ..training.run import train
-from ..training.trainer import STATE
+from ..training.trainer import ADAPTER, STATE, is_finished
 from .ablation_arms import TRAINED, Arm, write_variant
 from .ablation_config import Ablations, run_of, run_values
 from .bench_report import FIGURES, build_report
@@ -40,7 +40,7 @@ from .system_livephoto import livephoto_system
 
 STUDY = "study.json"
 CHUNK = 1 << 20
-START, RESULT = "start.safetensors", "adapter.safetensors"
+START = "start.safetensors"
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,17 @@ def train_arm(config: Ablations, name: str, seed: int) -> ModelFiles:
         write_variant(_starting_adapter(config, seed), variant, start)
     for number, phase in enumerate(config.training, 1):
         out = folder / f"phase-{number}"
-        if not (out / RESULT).exists():
+        run = run_of(phase, str(base), str(out), str(start), seed)
+        if not is_finished(out, run.steps):
             values = run_values(phase, str(base), str(out), str(start), seed)
             data = dict(values.get("data", {}))
             if variant.measure:
                 # measured anew once, for all seeds
                 data["cache"] = str(Path(config.work) / f"{Path(data['path']).name}-by-{variant.measure}")
             _train({**values, "data": data}, out, config.processes)
-        if not run_of(phase, str(base), str(out), str(start), seed).freeze_base:
+        if not run.freeze_base:
             base = out
-        start = out / RESULT
+        start = out / ADAPTER
     return ModelFiles(start, base)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ..base import Base
 from ..base_write import save_base
-from ..checkpoint import save_adapter
+from ..checkpoint import read_metadata, save_adapter
 from ..config import to_json
 from ..errors import LivePhotoError, first_line
 from ..files import atomic_parts, atomic_path
@@ -24,7 +24,7 @@ from .model import TrainingModel, kept_at
 from .muon import MuonAdamW, is_hidden_matrix
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900, 980)
-STATE = "state.pt"
+STATE, ADAPTER = "state.pt", "adapter.safetensors"
 # what a resumed run must share with its start, for the weights to be those of an unbroken run; rates and lengths may change
 FIXED_SETTINGS = (
     "base",
@@ -274,10 +274,10 @@ class AveragedWeights:
             parameter.copy_(values[name])
 
 
-def export(model: TrainingModel, base: Base, folder: Path, thresholds: tuple[float, ...], run: RunConfig) -> None:
+def export(model: TrainingModel, base: Base, folder: Path, thresholds: tuple[float, ...], run: RunConfig, step: int) -> None:
     """Write the adapter and, where the base trained too, the whole base beside it: all of them, or nothing.
 
-    The adapter's metadata name the base ("base") and hold the run's settings as JSON ("training").
+    The adapter's metadata name the base ("base") and the steps done ("steps"), and hold the run's settings as JSON ("training").
 
     Raises:
         LivePhotoError: a weight that fp16 cannot hold, or a file cannot be written.
@@ -285,11 +285,18 @@ def export(model: TrainingModel, base: Base, folder: Path, thresholds: tuple[flo
     config = replace(model.adapter.config, ssim_thresholds=tuple(thresholds))
     model.adapter.config = config
     settings = settings_of(run)
-    metadata = {"base": settings["base"], "training": json.dumps(settings)}
+    metadata = {"base": settings["base"], "steps": str(step), "training": json.dumps(settings)}
     with atomic_parts(folder) as parts:
         if not run.freeze_base:
             save_base(base, parts)
-        save_adapter(model.adapter, parts / "adapter.safetensors", metadata, dtype=torch.float16)
+        save_adapter(model.adapter, parts / ADAPTER, metadata, dtype=torch.float16)
+
+
+def is_finished(folder: Path, steps: int) -> bool:
+    """Whether a run of so many steps has written its last adapter into its folder."""
+    path = folder / ADAPTER
+    # one of before there were adapters of unfinished runs does not say
+    return path.exists() and int(read_metadata(path).get("steps", steps)) >= steps
 
 
 def fit(
@@ -382,7 +389,7 @@ def fit(
         if saves and accelerator.is_main_process:
             save_state(folder, model, optimizer, average, now, settings, accelerator.scaler)
             with AveragedWeights(model, average):
-                export(model, base, folder, batches.thresholds, run)
+                export(model, base, folder, batches.thresholds, run, now)
         if validates and accelerator.is_main_process:
             with AveragedWeights(model, average), accelerator.autocast():
                 errors = validation_errors(model, batches, held_out, VALIDATION_TIMESTEPS, share)
@@ -397,6 +404,6 @@ def fit(
     if done >= run.steps and accelerator.is_main_process:
         # the state was saved, but something came between it and the adapter
         with AveragedWeights(model, average):
-            export(model, base, folder, batches.thresholds, run)
+            export(model, base, folder, batches.thresholds, run, done)
     if writer:
         writer.close()

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from livephoto_core.base import load_base
-from livephoto_core.checkpoint import load_adapter, read_metadata
+from livephoto_core.checkpoint import load_adapter, read_metadata, save_adapter
 from livephoto_core.cli import main
 from livephoto_core.config import to_json
 from livephoto_core.encoding import overlong_text
@@ -34,6 +34,7 @@ from livephoto_core.training.trainer import (
     Average,
     export,
     fixed_settings,
+    is_finished,
     learning_rate,
     load_state,
     parameter_groups,
@@ -278,7 +279,7 @@ def test_an_export_that_fails_leaves_nothing(run_file, tmp_path):
     with torch.no_grad():
         next(model.adapter.parameters()).fill_(1e6)
     with pytest.raises(LivePhotoError, match="not finite"):
-        export(model, sampler.base, tmp_path / "out", batches.thresholds, run)
+        export(model, sampler.base, tmp_path / "out", batches.thresholds, run, 1)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -315,6 +316,16 @@ def test_killed_and_resumed_is_unbroken(run_file, tmp_path):
     expected = weights(tmp_path / "unbroken")
     for key, value in weights(tmp_path / "broken").items():
         assert torch.equal(value, expected[key]), key
+
+
+def test_a_run_is_finished_when_its_last_adapter_is_there(run_file, tmp_path):
+    out = tmp_path / "run"
+    assert not is_finished(out, 2)
+    train(run_file(steps=2))
+    assert is_finished(out, 2) and not is_finished(out, 3), "an adapter of two steps"
+    adapter = load_adapter(out / "adapter.safetensors")
+    save_adapter(adapter, out / "adapter.safetensors")
+    assert is_finished(out, 3), "as they were written before, at the end alone"
 
 
 def test_a_finished_run_without_its_adapter_writes_it(run_file, tmp_path):
