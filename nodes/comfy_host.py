@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 from weakref import WeakKeyDictionary, WeakSet
 
 import comfy.patcher_extension
@@ -58,7 +59,7 @@ class Host:
     """What the patches of one MODEL and its clones share.
 
     `call` is set while the UNet runs; `photos` keeps keys and values over a sampling; `hooks` are by UNet: newer ComfyUI may load
-    a second one for a clone.
+    a second one for a clone; `name` tells the host from all others.
     """
 
     adapter: LivePhotoAdapter
@@ -70,6 +71,7 @@ class Host:
     call: Call | None = None
     photos: dict[tuple, dict[str, KeysValues]] = field(default_factory=dict)
     hooks: WeakKeyDictionary[nn.Module, Hooks] = field(default_factory=WeakKeyDictionary)
+    name: str = field(default_factory=lambda: uuid4().hex)
 
 
 def base_shape(model: Any) -> BaseShape:
@@ -164,6 +166,7 @@ def apply(
     patched.set_additional_models(KEY, [livephoto.patcher])
     patched.add_object_patch("model_sampling", sampling_of(model, config.schedule))
     content = {block_of(site, layers): site for site in host.adapter.content.names}
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY, _around_model(host))
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, _around_call(host, content))
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, _around_sampling(host))
     # a plain function, not a bound method: clone() copies the object behind a method, weights and all
@@ -203,7 +206,7 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
     if frames > most and window is not None:
         raise LivePhotoError(
             f"the context windows have {frames} frames, the LivePhoto checkpoint takes {most} at once: set their length to {most} "
-            "or less"
+            "or less, or put LivePhoto Context Windows in place of their node"
         )
     if frames > most:
         raise LivePhotoError(
@@ -212,6 +215,10 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
         )
     places, length = None, frames
     if window is not None:
+        if not getattr(window, "total_frames", 0):
+            raise LivePhotoError(
+                "these context windows do not say how long the whole clip is: put LivePhoto Context Windows in place of their node"
+            )
         if clips > 1:
             raise LivePhotoError(f"context windows take one photo at a time, the reference has {clips}: sample them one by one")
         places, length = torch.tensor(places_of(window)), window.total_frames
@@ -232,6 +239,18 @@ def window_of(options: dict) -> Any | None:
     return SimpleNamespace(index_list=list(told["sub_idxs"]), total_frames=told["full_length"])
 
 
+def _around_model(host: Host) -> Callable:
+    # newer ComfyUI compiles a UNet without looking whether its options are the same: what the compiled code takes from them for
+    # constant is told in a text of its own beside them
+    def wrapper(executor: Any, x: Any, t: Any, c_concat: Any, c_crossattn: Any, control: Any, transformer_options: dict, **kwargs):
+        window = window_of(transformer_options)
+        told = [host.name, len(transformer_options.get("cond_or_uncond") or [0]), window and places_of(window)]
+        kwargs[KEY] = str(told)
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    return wrapper
+
+
 def _around_call(host: Host, content: dict[tuple[str, int], str]) -> Callable:
     before, after = _content_patches(host, content)
 
@@ -245,6 +264,8 @@ def _around_call(host: Host, content: dict[tuple[str, int], str]) -> Callable:
         return {**options, "patches": {**patches, **ours}}
 
     def wrapper(executor: Any, x: torch.Tensor, timesteps: Any, context: Any, y: Any, control: Any, options: dict, **kwargs: Any):
+        # looked at: what compiled code never looks at, it is not compiled anew for
+        len(kwargs.pop(KEY, ""))
         chunks = len(options.get("cond_or_uncond") or [0])
         condition = condition_of(host, len(x), chunks, window_of(options))
         if condition.latent.shape[2:] != x.shape[2:]:
@@ -292,19 +313,29 @@ def _shared(noise: torch.Tensor, host: Host) -> torch.Tensor:
 
 
 def _photo(host: Host, chunks: int, like: torch.Tensor) -> dict[str, KeysValues]:
-    """The photos' keys and values for so many conds, computed at the first call of a sampling."""
+    """The photos' keys and values for so many conds, computed at the first call of a sampling, compiled at each."""
+    if torch.compiler.is_compiling():
+        return _for_conds(_keys_values(host, like), host, chunks)
     key = like.device, like.dtype
     if key not in host.photos:
-        host.photos[key] = host.adapter.photo_keys_values(host.reference.tokens.to(like), host.reference.grid)
+        host.photos[key] = _keys_values(host, like)
+    if (chunks, *key) not in host.photos:
+        host.photos[(chunks, *key)] = _for_conds(host.photos[key], host, chunks)
+    return host.photos[(chunks, *key)]
+
+
+def _keys_values(host: Host, like: torch.Tensor) -> dict[str, KeysValues]:
+    return host.adapter.photo_keys_values(host.reference.tokens.to(like), host.reference.grid)
+
+
+def _for_conds(photos: dict[str, KeysValues], host: Host, chunks: int) -> dict[str, KeysValues]:
     # one photo serves all conds: no place looks at what another one does
     if len(host.latent) == 1:
-        return host.photos[key]
-    if (chunks, *key) not in host.photos:
-        host.photos[(chunks, *key)] = {
-            site: KeysValues(*(repeat(part, "b ... -> (t b) ...", t=chunks) for part in (kv.keys, kv.values)))
-            for site, kv in host.photos[key].items()
-        }
-    return host.photos[(chunks, *key)]
+        return photos
+    return {
+        site: KeysValues(*(repeat(part, "b ... -> (t b) ...", t=chunks) for part in (kv.keys, kv.values)))
+        for site, kv in photos.items()
+    }
 
 
 def _stem_patch(host: Host) -> Callable:
