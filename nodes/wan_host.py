@@ -34,14 +34,27 @@ def apply(model: Any, rounding: torch.dtype) -> Any:
     """A clone of a Wan2.1 MODEL that samples as LivePhoto-Wan2.1 does; `rounding` as in `model_timesteps`."""
 
     def remember(executor: Any, guider: Any, sigmas: Any, extra: dict, callback: Any, noise: Any, latent: Any, mask: Any, *more):
-        if mask is not None:
-            # a copy made for this sampling alone
-            extra["model_options"]["transformer_options"][KEY] = noisy_frames(mask)
-        out = executor(guider, sigmas, extra, callback, noise, latent, mask, *more)
+        if mask is None:
+            return executor(guider, sigmas, extra, callback, noise, latent, mask, *more)
+        # a copy made for this sampling alone
+        extra["model_options"]["transformer_options"][KEY] = noisy_frames(mask)
+        # not as an object patch: of a method ComfyUI keeps one that keeps the model in memory
+        guider.inner_model.scale_latent_inpaint = keep_clean
+        try:
+            out = executor(guider, sigmas, extra, callback, noise, latent, mask, *more)
+        finally:
+            del guider.inner_model.scale_latent_inpaint
         # a sampler that stops above sigma 0 gives back kept frames with noise; only those: ComfyUI has blended what the mask halves
-        return out if mask is None else torch.where(mask == 0, latent, out)
+        return torch.where(mask == 0, latent, out)
+
+    def tell(executor: Any, x: Any, t: Any, c_concat: Any, c_crossattn: Any, control: Any, transformer_options: dict, **kwargs):
+        # newer ComfyUI compiles a model without looking whether its options are the same: a text beside them says so
+        kwargs[KEY] = str(KEY in transformer_options)
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def spread(executor: Any, x: Any, timesteps: Any, context: Any, clip: Any, joined: Any, options: dict, **more: Any):
+        # looked at: what compiled code never looks at, it is not compiled anew for
+        len(more.pop(KEY, ""))
         if (noisy := options.get(KEY)) is not None:
             if noisy.shape[1] != x.shape[2]:
                 raise LivePhotoError(
@@ -53,8 +66,8 @@ def apply(model: Any, rounding: torch.dtype) -> Any:
 
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, remember)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, tell)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, spread)
-    patched.add_object_patch("scale_latent_inpaint", keep_clean)
     return patched
 
 

@@ -368,7 +368,6 @@ def traces() -> dict[str, Any]:
     )
     after, again = stock(), clip(patched, latent, noise)
     comfy.model_management.unload_all_models()
-    method = plain.model.scale_latent_inpaint
     return {
         "before": before,
         "after": after,
@@ -376,7 +375,7 @@ def traces() -> dict[str, Any]:
         "again": again,
         "broken": broken["message"],
         "same weights": all(torch.equal(value, weights[name]) for name, value in plain.model.state_dict().items()),
-        "own method": method.__func__ is type(plain.model).scale_latent_inpaint and method.__self__ is plain.model,
+        "own method": "scale_latent_inpaint" not in vars(plain.model),
         "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in plain.model.modules()),
         "held": [len(held) for held in (plain.wrappers, plain.object_patches, plain.patches, plain.callbacks, plain.injections)],
         "options": plain.model_options["transformer_options"],
