@@ -66,7 +66,7 @@ def check_hints(conds: dict[str, list[dict]], batch: int, clips: int) -> None:
     """
     frames = batch // clips
     for name, entries in conds.items():
-        for control in chain.from_iterable(_controls(cond.get("control")) for cond in entries):
+        for control in chain.from_iterable(stock_controls(cond.get("control")) for cond in entries):
             hints = control.cond_hint_original
             if hints is not None and len(hints) < batch and len(hints) not in (1, frames):
                 fix = f"one picture or {frames}" if clips == 1 else f"one picture, {frames} for all clips alike, or {batch}"
@@ -76,7 +76,7 @@ def check_hints(conds: dict[str, list[dict]], batch: int, clips: int) -> None:
                 )
 
 
-def _controls(control: Any) -> Iterator[Any]:
+def stock_controls(control: Any) -> Iterator[Any]:
     """ComfyUI's own ControlNets in a chain; those of other packs deal out their hints themselves."""
     while control is not None:
         if type(control).__module__ == comfy.controlnet.__name__:

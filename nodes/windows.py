@@ -13,6 +13,7 @@ from comfy_api.latest import io
 
 from ..livephoto_core.errors import LivePhotoError
 from .checks import check_choice
+from .sampling_checks import stock_controls
 
 SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform")
 # of a latent format: height and width, no time
@@ -63,9 +64,14 @@ class Handler(comfy.context_windows.IndexListContextHandler):
 
 
 def _control_of(control: Any, window: Window, frames: int) -> Any:
-    """A ControlNet with the hints of a window's frames, if it has one a frame; ComfyUI itself gives each window the first ones."""
+    """A ControlNet with the hints of a window's frames, if it has one a frame; ComfyUI itself gives each window the first ones.
+
+    Raises:
+        LivePhotoError: one that is behind another pack's.
+    """
     # other packs' own look into what `tell_other_packs` says
     if control is None or type(control).__module__ != comfy.controlnet.__name__:
+        _check_behind(control, frames)
         return control
     # the same object for all conds of a window, or ComfyUI calls the UNet for each of them
     made = window.__dict__.setdefault("controls", {})
@@ -78,6 +84,20 @@ def _control_of(control: Any, window: Window, frames: int) -> Any:
             cut.cond_hint_original, cut.cond_hint = window.get_tensor(hints[:frames]), None
         made[id(control)] = cut
     return made[id(control)]
+
+
+def _check_behind(control: Any, frames: int) -> None:
+    """Refuse a ControlNet of ComfyUI's own with a hint a frame behind another pack's, which cannot be copied.
+
+    Raises:
+        LivePhotoError: there is one.
+    """
+    hints = [stock.cond_hint_original for stock in stock_controls(control)]
+    if any(pictures is not None and len(pictures) >= frames for pictures in hints):
+        raise LivePhotoError(
+            "in context windows a ControlNet of ComfyUI's own with a picture a frame must not come before another pack's: "
+            "apply it behind the other's, or use one kind"
+        )
 
 
 def tell_other_packs(

@@ -11,6 +11,10 @@ REFUSALS = {
         "the ControlNet of the positive text has 2 pictures for 2 clips of 4 frames: "
         "give it one picture, 4 for all clips alike, or 8"
     ),
+    "behind_another_packs_in_windows": (
+        "in context windows a ControlNet of ComfyUI's own with a picture a frame must not come before another pack's: "
+        "apply it behind the other's, or use one kind"
+    ),
 }
 
 

@@ -95,3 +95,19 @@ def more_hints_than_frames_in_windows() -> dict[str, Any]:
 @case
 def a_hint_for_all_in_windows() -> dict[str, Any]:
     return in_windows(torch.full((1, 32, 32, 3), 0.25))
+
+
+class Foreign(comfy.controlnet.ControlBase):
+    """Another pack's, which changes nothing itself."""
+
+    def get_control(self, *given: Any) -> dict:
+        return self.previous_controlnet.get_control(*given)
+
+
+@case
+def behind_another_packs_in_windows() -> dict[str, Any]:
+    foreign = Foreign()
+    foreign.set_previous_controlnet(controlled(photos(LONG))[0][0][1]["control"])
+    conds = [[[embedding, {**options, "control": foreign}]] for [[embedding, options]] in prompts()]
+    model = node("LivePhotoContextWindows", model=apply(), length=16, overlap=4, schedule="standard_static", loop=False)[0]
+    return refused(lambda: sample(model, *conds, frames=LONG, steps=1))

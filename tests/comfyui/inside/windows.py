@@ -177,6 +177,21 @@ def windows_too_long() -> dict[str, Any]:
     return refused(lambda: sample(windowed(applied(), length=40), weighed(), prompts()[1], frames=FRAMES, size=SIZE))
 
 
+@case
+def windows_that_tell_no_length() -> dict[str, Any]:
+    """ComfyUI's own of frames in the batch, mended so that it finds its step."""
+
+    class Mended(stock.IndexListContextHandler):
+        def set_step(self, timestep: torch.Tensor, model_options: dict[str, Any]) -> None:
+            super().set_step(timestep[0], model_options)
+
+    model = windowed(applied())
+    schedule = stock.get_matching_context_schedule("standard_static")
+    fuse = stock.get_matching_fuse_method(stock.ContextFuseMethods.PYRAMID)
+    model.model_options["context_handler"] = Mended(schedule, fuse, 16, 4, dim=0)
+    return refused(lambda: sample(model, *prompts(), frames=FRAMES, size=SIZE, steps=1))
+
+
 class NewerWindow(stock.IndexListContextWindow):
     """As in newer ComfyUI: it knows the clip's length, and may take the frame before it along."""
 
