@@ -27,15 +27,15 @@ from ..files import atomic_folder, atomic_path
 from ..training.cache import CachedClips
 from ..training.run import token_ids_of
 from ..training.trainer import is_finished
+from . import patches
 from .base import adapter_config, new_scheduler, new_unet, train_on_stills
 from .captions import corpus
 from .clip_cache import HELD_OUT, held_out_clips, make_cache, training_clips
 from .padding import shut_padding
-from .patches import sight_clips, train_patch_encoder
 from .phrasings import MOVES, THINGS
 from .portable import make_portable
 from .preview import preview_map
-from .stills import Sights, Stills, held_out_stills
+from .stills import Stills, held_out_stills
 from .text import LENGTH, new_text_encoder, teach_words, train_tokenizer
 from .vae import train_vae
 
@@ -102,13 +102,10 @@ def make_vae(base: Path, steps: int) -> None:
         vae.save_pretrained(folder)
 
 
-def make_patch_encoder(base: Path, steps: int) -> None:
+def make_patch_encoder(base: Path, steps: int, processes: int) -> None:
     """The patch encoder, saved in the base folder."""
-    if (base / "image_encoder").exists():
-        return
-    encoder, _ = train_patch_encoder(Sights(sight_clips()), steps, 40)
-    with atomic_folder(base / "image_encoder") as folder:
-        encoder.save_pretrained(folder)
+    if not (base / "image_encoder").exists():
+        launch(processes, patches.__name__, str(base / "image_encoder"), "--steps", str(steps))
 
 
 def make_base(base: Path, steps: int) -> None:
@@ -239,7 +236,7 @@ def build(
     base = out / "base"
     base.mkdir(parents=True, exist_ok=True)
     make_vae(base, vae_steps)
-    make_patch_encoder(base, patch_steps)
+    make_patch_encoder(base, patch_steps, processes)
     make_cache(base, base / "cache", clips, processes)
     make_base(base, still_steps)
     phases = (
@@ -275,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m livephoto_core.demo.build", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for everything that is made; the model itself is OUT/demo")
     parser.add_argument("--vae-steps", type=int, default=1800)
-    parser.add_argument("--patch-steps", type=int, default=1800)
+    parser.add_argument("--patch-steps", type=int, default=patches.STEPS)
     parser.add_argument("--clips", type=int, default=6016)
     parser.add_argument("--still-steps", type=int, default=120)
     parser.add_argument("--steps", type=int, default=APART.steps)

@@ -27,9 +27,15 @@ def in_this_process(monkeypatch):
         clip_cache.make_share(encoders, out, count, 0, 1)
         finish_cache(out, count, clip_cache.origin_of(encoders, count))
 
-    def launch(processes, module, command, config, *resume):
-        assert module == "livephoto_core.cli" and command == "train"
-        train(config, bool(resume))
+    def launch(processes, module, *arguments):
+        if module == patches.__name__:
+            with monkeypatch.context() as patched:
+                patched.setattr("sys.argv", [module, *arguments])
+                patches.main()
+        else:
+            command, config, *resume = arguments
+            assert module == "livephoto_core.cli" and command == "train"
+            train(config, bool(resume))
 
     monkeypatch.setattr(build, "make_cache", make_cache)
     monkeypatch.setattr(build, "launch", launch)
