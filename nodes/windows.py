@@ -15,7 +15,8 @@ from ..livephoto_core.errors import LivePhotoError
 from .checks import check_choice
 from .sampling_checks import stock_controls
 
-SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform")
+LOOPED = "looped_uniform"
+SCHEDULES = ("standard_static", "standard_uniform", LOOPED)
 # of a latent format: height and width, no time
 FRAMES_IN_BATCH = 2
 
@@ -134,9 +135,14 @@ class LivePhotoContextWindows(io.ComfyNode):
                     "schedule",
                     options=list(SCHEDULES),
                     default=SCHEDULES[0],
-                    tooltip="Static: the same windows at every step. Uniform: they shift with the steps, which hides their seams.",
+                    tooltip="Static: the same windows at every step. Uniform: they shift with the steps, which hides their seams. "
+                    "Looped: the end is joined to the beginning too.",
                 ),
-                io.Boolean.Input("loop", default=False, tooltip="Join the end to the beginning; only with looped_uniform."),
+                io.Boolean.Input(
+                    "loop",
+                    default=False,
+                    tooltip="One more window over the join where the frames do not divide evenly; only with looped_uniform.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="For any sampler; give it a latent of as many frames as you want.")],
         )
@@ -146,6 +152,8 @@ class LivePhotoContextWindows(io.ComfyNode):
         if overlap >= length:
             raise LivePhotoError(f"overlap is {overlap}, a window's length {length}: make the overlap less")
         check_choice("schedule", schedule, SCHEDULES)
+        if loop and schedule != LOOPED:
+            raise LivePhotoError(f"loop does nothing with {schedule}: set schedule to {LOOPED}, or switch loop off")
         if model.model.latent_format.latent_dimensions != FRAMES_IN_BATCH:
             raise LivePhotoError(
                 "LivePhoto Context Windows cuts clips whose frames lie in the batch, as SD1.5's do; "

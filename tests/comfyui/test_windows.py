@@ -14,6 +14,7 @@ REFUSALS = {
     "two_photos": "context windows take one photo at a time, the reference has 2",
     "rows_of_a_window_only": "the positive text has rows for 16 frames, the clip has 48: set the frames of Re-weight",
     "a_video_model": "SimpleNamespace is a video model: take the node out",
+    "a_loop_of_windows_that_do_not_loop": "loop does nothing with standard_uniform: set schedule to looped_uniform",
     "windows_that_tell_no_length": "put LivePhoto Context Windows in place of their node",
     "windows_too_long": "the context windows have 40 frames, the LivePhoto checkpoint takes 32 at once: set their length",
 }

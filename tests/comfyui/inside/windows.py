@@ -178,6 +178,11 @@ def windows_too_long() -> dict[str, Any]:
 
 
 @case
+def a_loop_of_windows_that_do_not_loop() -> dict[str, Any]:
+    return refused(lambda: windowed(applied(), "standard_uniform", loop=True))
+
+
+@case
 def windows_that_tell_no_length() -> dict[str, Any]:
     """ComfyUI's own of frames in the batch, mended so that it finds its step."""
 
