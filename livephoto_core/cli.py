@@ -7,6 +7,8 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 
 from . import __version__
 from .commands.bench import add_bench
@@ -185,8 +187,8 @@ def _add_calibrate(commands) -> None:
     parser.add_argument("--tokenizer", metavar="DIR", help="for a single-file base")
     parser.add_argument("--device", help="of the base's VAE (default: cuda if there is one, else cpu)")
     parser.add_argument("--limit", type=int, metavar="N", help="measure the first N usable clips only (10 or more)")
-    for name in ("frames", "stride", "size"):
-        parser.add_argument(f"--{name}", type=int, help=f"{name} of the clips (default: the checkpoint's, or 16, 4 and 256)")
+    for name, default in (("frames", 16), ("stride", 4), ("size", 256)):
+        parser.add_argument(f"--{name}", type=int, help=f"{name} of the clips (default: the checkpoint's, or {default})")
     parser.set_defaults(
         run=_calibrate, memory_fix="give --device cpu if it is a GPU's, else a smaller --size or fewer --frames, without --write"
     )
@@ -329,10 +331,9 @@ def _stride(clip: str, trained: int) -> int:
 
 def _quiet_libraries() -> None:
     """The libraries' own bars and hints would bury ours."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
+    # `inspect` and others do without them
+    for name in filter(find_spec, ("diffusers", "transformers")):
+        library = import_module(name)
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
 
