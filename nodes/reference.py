@@ -112,7 +112,14 @@ class LivePhotoReferenceEncode(io.ComfyNode):
                     tooltip="DINOv2 from Load CLIP Vision, or the demo's CLIP_VISION: it sees the photo as the clip shows it, at "
                     "any size and fit.",
                 ),
-                io.Int.Input("width", default=512, min=32, max=2048, step=8, tooltip="Width of the clip in pixels."),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=32,
+                    max=2048,
+                    step=8,
+                    tooltip="Width of the clip in pixels: 64 for the demo, else near the size the checkpoint was trained at.",
+                ),
                 io.Int.Input("height", default=512, min=32, max=2048, step=8, tooltip="Height of the clip in pixels."),
                 io.Combo.Input(
                     "fit",
