@@ -130,12 +130,24 @@ def as_often_as_met(indices: list[int], captions: list[str], repeats: dict[str, 
 
 
 def process_state() -> Any:
-    """accelerate's PartialState: which process of how many this is, and its device."""
+    """accelerate's PartialState: which process of how many this is, and its device.
+
+    Raises:
+        LivePhotoError: started as one of several processes that accelerate does not bring together.
+    """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # the Accelerator reads this variable, but takes the state as it finds it
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
+    # accelerate brings processes on CPUs together only if told so; the Accelerator takes the state as it finds it
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu, timeout=_PATIENCE)
+    started = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    if started > state.num_processes:
+        raise LivePhotoError(
+            f"{started} processes were started, and each would train alone on {state.device}: start one, or set "
+            "ACCELERATE_USE_CPU=true to train on the CPU in all of them"
+        )
+    return state
 
 
 def in_first_process(make: Callable[[torch.device], None]) -> None:

@@ -28,7 +28,7 @@ from livephoto_core.training.batches import Batches, drawn_noise, drawn_places, 
 from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
 from livephoto_core.training.config import RunConfig, load_run, run_from_dict
 from livephoto_core.training.model import Batch, first_frame_weights, motion_weights, token_weights
-from livephoto_core.training.run import adapter_config_of, prepare, train
+from livephoto_core.training.run import adapter_config_of, prepare, process_state, train
 from livephoto_core.training.samples import NO_CAPTION, readable
 from livephoto_core.training.trainer import (
     Average,
@@ -363,7 +363,7 @@ def test_several_processes_give_the_gradients_of_one(launcher, run_file, tmp_pat
     train(run_file("one", steps=2, clip_gradients=0.0))
     config = str(run_file("two", steps=2, clip_gradients=0.0))
     command = [sys.executable, *LAUNCHERS[launcher], "-m", "livephoto_core.cli", "train", config]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     if launcher == "torchrun":
@@ -373,6 +373,15 @@ def test_several_processes_give_the_gradients_of_one(launcher, run_file, tmp_pat
     assert moments[0].keys() == moments[1].keys() and moments[0]
     for index, first in moments[0].items():
         torch.testing.assert_close(moments[1][index], first, atol=1e-5 * float(first.abs().max()) + 1e-9, rtol=1e-3)
+
+
+def test_processes_that_would_train_alone_are_refused(run_file, monkeypatch):
+    # accelerate keeps the state that it had before there were two
+    assert process_state().num_processes == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(LivePhotoError, match="2 processes were started, and each would train alone"):
+        train(run_file("alone", steps=1))
 
 
 def test_clips_in_a_folder_are_cached_once_and_bad_ones_named(tmp_path, tiny_base_folder, tiny_adapter_file, capsys):
