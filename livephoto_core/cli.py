@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from . import __version__
 from .commands.bench import add_bench
 from .commands.guidance import LCM, add_guidance_options, guidance
-from .commands.process import keep_freed_memory
+from .commands.process import keep_freed_memory, take_huge_pages
 from .errors import LivePhotoError
 
 USER_ERROR = 2
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # before any library reads it: nothing is fetched at run time
     os.environ["HF_HUB_OFFLINE"] = "1"
     keep_freed_memory()
+    take_huge_pages()
     for stream in (sys.stdout, sys.stderr):
         # a terminal that lacks a letter of the user's text shows a question mark
         if isinstance(stream, io.TextIOWrapper):

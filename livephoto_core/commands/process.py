@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 # of malloc.h; blocks above the largest threshold that glibc takes are given back as before
@@ -19,3 +20,12 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+
+
+def take_huge_pages() -> None:
+    """Let torch ask for memory in huge pages: a large tensor is then there after a few page faults, not after thousands.
+
+    Only on Linux, where the system allows it ("madvise" or "always"), and only before torch makes its first tensor; elsewhere
+    nothing changes. What the environment already says stays.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
