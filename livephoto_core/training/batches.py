@@ -18,6 +18,7 @@ from ..intensity import level
 from ..noise import share_noise
 from .cache import CachedClips
 from .model import Batch
+from .texts import CachedTexts
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 
@@ -89,6 +90,7 @@ class Batches:
 
     indices: the clips to train on, by their place in `clips`.
     text_ids: the captions' token ids [clips, 77]; empty_ids: those of the empty text [77], which replaces a share `text_drop`.
+    texts: the same texts encoded, the empty one last; None where the text encoder trains too.
     thresholds: nine values of what `clips.ssims` are, see `intensity.level`.
     batch: clips of a step, over all processes and accumulated parts.
     frames_per_clip: how many frames of a clip a step trains on, 0 for all.
@@ -112,6 +114,7 @@ class Batches:
         timestep_shift: float = 1.0,
         shared_noise: float = 0.0,
         pure_noise: float = 0.0,
+        texts: CachedTexts | None = None,
     ):
         self.clips, self.indices = clips, indices
         self.text_ids, self.empty_ids = text_ids, empty_ids
@@ -119,6 +122,7 @@ class Batches:
         self.text_drop, self.frames_per_clip = text_drop, frames_per_clip
         self.timesteps, self.timestep_shift = timesteps, timestep_shift
         self.shared_noise, self.pure_noise = shared_noise, pure_noise
+        self.texts = texts
         self._epoch, self._order = -1, torch.empty(0)
 
     def _picked(self, position: int) -> int:
@@ -148,18 +152,20 @@ class Batches:
         levels = self._levels(indices, length)
         noise = [drawn_noise(p, shape, drawn_share(p, self.shared_noise, self.seed), has_first, self.seed) for p in positions]
         drops = [float(torch.rand((), generator=_generator(self.seed, 5, p))) < self.text_drop for p in positions]
-        text = torch.stack([self.empty_ids if d else self.text_ids[i] for d, i in zip(drops, indices, strict=True)])
+        # the empty text comes behind the captions
+        rows = [len(self.text_ids) if dropped else index for dropped, index in zip(drops, indices, strict=True)]
         return Batch(
             latents=latents,
             noise=torch.stack(noise),
             timesteps=timesteps,
-            text_ids=text,
+            text_ids=torch.stack([self.text_ids[row] if row < len(self.text_ids) else self.empty_ids for row in rows]),
             tokens=self.clips.tokens(indices),
             grid=self.clips.grid,
             levels=levels if places is None else levels[:, places],
             places=places,
             length=length,
             unseen=unseen,
+            text=None if self.texts is None else self.texts.of(rows),
         )
 
     # torch cannot stack the cache's halves under a CPU's bfloat16
@@ -180,4 +186,5 @@ class Batches:
             levels=levels,
             places=None,
             length=length,
+            text=None if self.texts is None else self.texts.of(indices),
         )

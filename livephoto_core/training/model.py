@@ -25,6 +25,7 @@ class Batch:
     text_ids: the captions' token ids [B, 77].
     tokens, grid, levels, places, length: as in ClipCondition.
     unseen: [B], true for clips of which nothing is left in what the UNet is given; None for none.
+    text: the captions' embeddings [B, 77, D] where they are cached; None for the text encoder to make them.
     """
 
     latents: torch.Tensor
@@ -37,6 +38,7 @@ class Batch:
     places: torch.Tensor | None
     length: int
     unseen: torch.Tensor | None = None
+    text: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -101,7 +103,8 @@ class LossWeights:
 class TrainingModel(nn.Module):
     """UNet, adapter and text encoder as one module, for the optimizer and for averaging gradients over processes.
 
-    The adapter's hooks are on the UNet from the start. `prediction` is the base's, "epsilon" or "v_prediction".
+    The adapter's hooks are on the UNet from the start. `prediction` is the base's, "epsilon" or "v_prediction". Batches whose
+    texts are cached need no text encoder.
 
     Raises:
         LivePhotoError: the adapter was not made for this UNet.
@@ -111,7 +114,7 @@ class TrainingModel(nn.Module):
         self,
         unet: nn.Module,
         adapter: LivePhotoAdapter,
-        text_encoder: nn.Module,
+        text_encoder: nn.Module | None,
         schedule: NoiseSchedule,
         prediction: str,
         freeze_base: bool,
@@ -122,13 +125,14 @@ class TrainingModel(nn.Module):
         self.prediction, self.loss_weights = prediction, loss_weights
         self.register_buffer("alphas", alphas_cumprod(schedule), persistent=False)
         for part in (unet, text_encoder):
-            part.requires_grad_(not freeze_base)
+            if part is not None:
+                part.requires_grad_(not freeze_base)
         self.host = DiffusersHost(unet, adapter)
         self.host.attach()
 
     def weigh_text(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The captions' embeddings [B, L, D], and the tokens' weights [B, F, L] in the batch's frames."""
-        text = self.text_encoder(batch.text_ids).last_hidden_state
+        text = self.text_encoder(batch.text_ids).last_hidden_state if batch.text is None else batch.text
         weights = self.adapter.reweight(text, batch.length)
         return text, weights if batch.places is None else weights[:, batch.places]
 

@@ -29,6 +29,7 @@ from .config import AS_THE_ADAPTER_SAYS, NOISE_SHARES, DataConfig, RunConfig, ch
 from .model import LossWeights, TrainingModel
 from .remeasure import remeasure
 from .samples import Sampler
+from .texts import CachedTexts, Texts, fill_texts, texts_folder
 from .trainer import STATE, fit
 
 # a process that hangs must not keep the others for good; the first one's sheets and exports take minutes
@@ -110,6 +111,18 @@ def token_ids_of(tokenizer: Any, texts: list[str], length: int) -> torch.Tensor:
     return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
+def encoded_texts(base: Base, ids: torch.Tensor, cache: Path) -> CachedTexts:
+    """What a base's frozen text encoder makes of token ids [N, L], read from the cache's folder, or computed first.
+
+    Raises:
+        LivePhotoError: the folder cannot be written, or holds damaged texts.
+    """
+    texts = Texts(ids)
+    folder = texts_folder(cache, texts, base.text_encoder)
+    in_first_process(lambda device: fill_texts(folder, texts, base.text_encoder, device))
+    return CachedTexts(folder, texts)
+
+
 def is_wanted(clips: CachedClips, index: int, thresholds: tuple[float, ...], data: DataConfig) -> bool:
     """Whether a clip is of the part of the clips that a run learns from."""
     words = words_of(clips.captions[index])
@@ -176,7 +189,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         )
     check_fit(config, base_shape(base.unet))
     adapter = build_adapter(run, config)
-    folder = Path(run.data.cache or Path(run.out) / "cache")
+    folder = cache = Path(run.data.cache or Path(run.out) / "cache")
     if run.data.kind != "cache":
         check_levels(run, config, run.data.intensity_from)
     if run.sample_every and run.data.held_out and base.image_encoder is None and config.parts.content:
@@ -213,12 +226,15 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
             f"none of {len(clips)} clips has level {run.data.least_level} or more and one of data.words: ask for less"
         )
     stress = LossWeights(run.motion_weight, run.first_frame_weight, run.padding_penalty, run.word_penalty)
-    model = TrainingModel(base.unet, adapter, base.text_encoder, config.schedule, base.prediction_type, run.freeze_base, stress)
+    ids, empty = (token_ids_of(base.tokenizer, texts, text_length(base)) for texts in (clips.captions, [""]))
+    texts = encoded_texts(base, torch.cat([ids, empty]), cache) if run.freeze_base else None
+    text_encoder = base.text_encoder if texts is None else None
+    model = TrainingModel(base.unet, adapter, text_encoder, config.schedule, base.prediction_type, run.freeze_base, stress)
     batches = Batches(
         clips,
         as_often_as_met(train, clips.captions, run.data.repeats),
-        token_ids_of(base.tokenizer, clips.captions, text_length(base)),
-        token_ids_of(base.tokenizer, [""], text_length(base))[0],
+        ids,
+        empty[0],
         thresholds,
         run.batch,
         run.seed,
@@ -228,6 +244,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         run.timestep_shift,
         config.shared_noise,
         run.pure_noise,
+        texts,
     )
     sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)
     return model, batches, list(range(held_out)), sampler

@@ -163,6 +163,7 @@ def test_drawn_frames_train_where_their_numbers_lie(run_file):
         levels=torch.full((2, 3), 5.0),
         places=None,
         length=3,
+        text=torch.randn(2, 77, 24, generator=generator),
     )
     torch.testing.assert_close(model(replace(whole, places=torch.arange(3))), model(whole))
     places = torch.tensor([0, 2])
@@ -228,7 +229,7 @@ def test_a_price_is_paid_in_the_loss_and_lowers_the_weight_of_its_tokens(run_fil
         train(file)
         trained = load_adapter(tmp_path / name / "adapter.safetensors").reweight
         with torch.no_grad():
-            weights = trained(model.text_encoder(batch.text_ids).last_hidden_state, 2)
+            weights = trained(batch.text, 2)
             shares.append(token_weights(weights, batch.text_ids)[part].mean())
     torch.testing.assert_close(losses[1] - losses[0], 0.1 * start)
     assert shares[1] < 0.9 * shares[0]
