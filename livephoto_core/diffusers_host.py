@@ -59,6 +59,7 @@ class _Call:
     motion_strength: float
     condition: ClipCondition | None = None
     photo: dict[str, KeysValues] = field(default_factory=dict)
+    tokens: torch.Tensor | None = None
 
     def current(self) -> ClipCondition:
         if self.condition is None:
@@ -142,20 +143,26 @@ class DiffusersHost:
 
     @contextmanager
     def conditioned(self, condition: ClipCondition) -> Iterator[None]:
-        """Set what the clips in the batch are conditioned on; the photo's keys and values are computed here, once."""
+        """Set what the clips in the batch are conditioned on.
+
+        The photo's keys and values are computed once; with gradients, at each call.
+        """
         self.condition(condition)
         try:
             yield
         finally:
-            self._call.condition, self._call.photo = None, {}
+            self._call.condition, self._call.photo, self._call.tokens = None, {}, None
             self._forget_text()
             self._weighing.forget()
 
     def condition(self, condition: ClipCondition) -> None:
         """As `conditioned`, until the next call; training needs it, where the backward pass runs the hooks again."""
         check_condition(condition, self.adapter.config)
-        self._call.condition = condition
-        self._call.photo = self.adapter.photo_keys_values(condition.tokens, condition.grid)
+        self._call.condition, self._call.photo, self._call.tokens = condition, {}, None
+        if not torch.is_grad_enabled():
+            self._call.photo = self.adapter.photo_keys_values(condition.tokens, condition.grid)
+        elif self.adapter.content.names:
+            self._call.tokens = self.adapter.project_tokens(condition.tokens)
         self._forget_text()
 
     def weigh(self, text: torch.Tensor, weights: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
@@ -248,5 +255,14 @@ class _ContentHook:
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
         hidden = args[0] if args else kwargs["hidden_states"]
-        grid = grid_of(hidden.shape[1], *self.call.current().latent.shape[2:])
-        return output + self.call.image_strength * self.content(hidden, grid, self.call.photo[self.site])
+        condition = self.call.current()
+        grid = grid_of(hidden.shape[1], *condition.latent.shape[2:])
+        if self.call.tokens is not None and torch.is_grad_enabled():
+            # for the backward pass it is computed again: all sites' keys, values and queries would be much to keep
+            look = (self.content.look, hidden, grid, self.call.tokens, condition.grid)
+            residual = checkpoint(*look, use_reentrant=False)
+        else:
+            if self.site not in self.call.photo:
+                self.call.photo[self.site] = self.content.keys_values(self.call.tokens, condition.grid)
+            residual = self.content(hidden, grid, self.call.photo[self.site])
+        return output + self.call.image_strength * residual

@@ -90,11 +90,15 @@ class LivePhotoAdapter(nn.Module):
             else EvenWeights()
         )
 
+    def project_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Patch tokens [B, T, token_width] as the content sites read them, [B, T, width]."""
+        return self.content_norm(self.content_proj(tokens))
+
     def photo_keys_values(self, tokens: torch.Tensor, grid: tuple[int, int]) -> dict[str, KeysValues]:
         """Keys and values of patch tokens [B, rows * columns, token_width] at every content site, once for a whole sampling."""
         if not self.content.names:
             return {}
-        projected = self.content_norm(self.content_proj(tokens))
+        projected = self.project_tokens(tokens)
         return {name: self.content[name].keys_values(projected, grid) for name in self.content.names}
 
     def parameter_counts(self) -> dict[str, int]:

@@ -128,3 +128,7 @@ class ContentAttention(nn.Module):
         q = rearrange(q, "(b f) p h d -> b h (f p) d", b=len(image.keys))
         out = self.to_out(attend(q, image.keys.to(q), image.values.to(q)))
         return rearrange(out, "b (f p) c -> (b f) p c", p=x.shape[1])
+
+    def look(self, x: torch.Tensor, grid: tuple[int, int], tokens: torch.Tensor, token_grid: tuple[int, int]) -> torch.Tensor:
+        """As `forward`, from the projected tokens [B, rows * columns, width] themselves."""
+        return self(x, grid, self.keys_values(tokens, token_grid))

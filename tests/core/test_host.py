@@ -353,6 +353,22 @@ def adapter_gradients(unet, adapter, condition):
     return {name: p.grad.clone() for name, p in adapter.named_parameters() if p.grad is not None}
 
 
+def test_what_content_attention_looks_at_is_computed_again_for_the_backward_pass(
+    tiny_unet, tiny_adapter, tiny_condition, monkeypatch
+):
+    """Not kept for all sites at once; the gradients are those of keys and values that were kept."""
+    calls = []
+    site = tiny_adapter.content[tiny_adapter.content.names[0]]
+    site.to_k.register_forward_hook(lambda *_: calls.append(1))
+    again = adapter_gradients(tiny_unet, tiny_adapter, tiny_condition())
+    assert len(calls) == 2
+    monkeypatch.setattr("livephoto_core.diffusers_host.checkpoint", lambda look, *arguments, use_reentrant: look(*arguments))
+    kept = adapter_gradients(tiny_unet, tiny_adapter, tiny_condition())
+    assert len(calls) == 3 and set(again) == set(kept)
+    for name, gradient in kept.items():
+        assert torch.allclose(gradient, again[name], rtol=1e-4, atol=1e-6), name
+
+
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_unet, tiny_adapter, tiny_condition):
     """And every motion module keeps nothing for the backward pass: it runs again there, once."""
     tiny_unet.train()
