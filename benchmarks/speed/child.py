@@ -9,15 +9,15 @@ from typing import Any
 
 import diffusers
 
-from livephoto_core.commands.process import keep_freed_memory
+from livephoto_core.commands.process import keep_freed_memory, take_huge_pages
 from livephoto_core.errors import LivePhotoError
 
 from .systems import Case, Systems
 from .timing import by_turns, peak_memory, start_peak, synchronise
 from .training import make_training
 
-# a fork server imports these once, and its children start with nothing but them
-PRELOADED = [__name__, "diffusers.models.unets.unet_motion_model", "transformers.models.clip.modeling_clip", "torch._dynamo"]
+# a fork server imports these once, its children start with nothing but them; none makes a tensor, before which a child is set up
+PRELOADED = [__name__, "diffusers", "transformers.models.clip.modeling_clip", "torch._dynamo"]
 START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
@@ -43,6 +43,7 @@ def _measure(kind: str, name: str, case: Case, rounds: int) -> dict[str, Any]:
     if name == "livephoto":
         # as its command does
         keep_freed_memory()
+        take_huge_pages()
     start_peak(case.device)
     step = Systems(case, (name,)).steps()[name] if kind == "step" else make_training(name, case)
     # memory is at its most in a second step, where the first one's results are still there

@@ -15,7 +15,17 @@ from livephoto_core.training.config import RunConfig
 from livephoto_core.training.model import Batch, TrainingModel
 from livephoto_core.training.trainer import make_optimizer
 
-from .systems import TEXT_TOKENS, VOCABULARY, Case, make_adapter, make_motion_unet, make_text_encoder, make_unet, make_vae
+from .systems import (
+    TEXT_TOKENS,
+    TEXT_WIDTH,
+    VOCABULARY,
+    Case,
+    make_adapter,
+    make_motion_unet,
+    make_text_encoder,
+    make_unet,
+    make_vae,
+)
 
 TRAININGS = ("plain loop", "plain loop, cached latents", "livephoto")
 
@@ -33,25 +43,26 @@ def make_training(name: str, case: Case) -> Callable[[], object]:
     """An optimizer step on one clip, as a function without arguments.
 
     The base is frozen. "plain loop" encodes the clip's frames with the VAE in each step, as public AnimateDiff trainers do, and
-    trains the motion modules; "livephoto" reads latents and image tokens as from its cache, and trains all of the adapter with the
-    trainer's own optimizer.
+    trains the motion modules; "livephoto" reads latents, image tokens and texts as from its cache, and trains all of the adapter
+    with the trainer's own optimizer.
     """
-    state, adapter, text_encoder = make_unet(case).state_dict(), make_adapter(case), make_text_encoder(case)
+    state, adapter = make_unet(case).state_dict(), make_adapter(case)
     side, like = case.size // 8, {"device": case.device, "dtype": case.dtype}
     latents, noise = (torch.randn(1, case.frames, 4, side, side, **like) for _ in range(2))
     ids = torch.randint(3, VOCABULARY, (1, TEXT_TOKENS), device=case.device)
     times = torch.tensor([500], device=case.device)
     if name == "livephoto":
         adapter.requires_grad_(True)
-        model = TrainingModel(make_unet(case, state), adapter, text_encoder, NoiseSchedule(), "epsilon", freeze_base=True)
+        model = TrainingModel(make_unet(case, state), adapter, None, NoiseSchedule(), "epsilon", freeze_base=True)
         content = adapter.config.content
         rows = content.image_size // content.patch_size
         tokens = torch.randn(1, rows * rows, content.token_width, **like)
         levels = even_levels(5, 1, case.frames).to(case.device)
-        batch = Batch(latents, noise, times, ids, tokens, (rows, rows), levels, None, case.frames)
+        text = torch.randn(1, TEXT_TOKENS, TEXT_WIDTH, **like)
+        batch = Batch(latents, noise, times, ids, tokens, (rows, rows), levels, None, case.frames, text=text)
         model.to(case.device).train()
         return _step(make_optimizer(model, RunConfig(), torch.device(case.device)), lambda: model(batch).mean())
-    unet = make_motion_unet(case, state, adapter).train()
+    unet, text_encoder = make_motion_unet(case, state, adapter).train(), make_text_encoder(case)
     trained = [p for name, p in unet.named_parameters() if ".motion_modules." in name]
     for parameter in trained:
         parameter.requires_grad_(True)
