@@ -144,7 +144,7 @@ ERRORS = {
     "unknown_schedule": (
         {"windows": ("LivePhotoContextWindows", {**WINDOWS, "schedule": "best"}), "sample": {"model": ["windows", 0]}},
         "windows",
-        "schedule is 'best': choose one of standard_static, standard_uniform, looped_uniform",
+        "schedule is 'best': choose one of standard_alternating, standard_static, standard_uniform, looped_uniform",
     ),
     "too_much_overlap": (
         {"windows": ("LivePhotoContextWindows", {**WINDOWS, "overlap": 16}), "sample": {"model": ["windows", 0]}},

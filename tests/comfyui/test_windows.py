@@ -70,6 +70,44 @@ def test_uniform_windows(results):
     assert first != second
 
 
+def test_windows_as_the_node_is_set(results):
+    found = results("as_the_node_is_set")
+    assert (found["length"], found["overlap"], found["schedule"], found["loop"]) == (16, 2, "standard_alternating", False)
+    first, second, third = check_windows(found)
+    assert [(window[0], len(window)) for window in first] == [(0, 15), (13, 15), (26, 15), (39, 9)]
+    assert [(window[0], len(window)) for window in second] == [(0, 9), (7, 15), (20, 15), (33, 15)]
+    assert third == first
+
+
+def test_alternating_windows_of_any_length(results):
+    for numbers, steps in results("alternating_windows_of_many_lengths")["windows"].items():
+        frames, length, overlap = map(int, numbers.split())
+        for windows in steps:
+            ends = [start + size for start, size in windows]
+            assert (windows[0][0], ends[-1]) == (0, frames), numbers
+            assert all(end - start == overlap for end, (start, _) in zip(ends[:-1], windows[1:], strict=True)), numbers
+            assert max(size for _, size in windows) <= length, numbers
+            assert len(windows) == 1 or min(size for _, size in windows) > max(overlap, length // 3 - 1), numbers
+            assert (len(windows) == 1) == (frames <= length), numbers
+        mirrored = [[frames - start - size, size] for start, size in reversed(steps[0])]
+        assert steps[1] == mirrored, numbers
+
+
+@pytest.mark.parametrize("frames", [17, 24, 33, 48, 64, 100, 128, 1024])
+def test_cost_of_alternating_windows_grows_with_the_frames(results, frames):
+    steps = results("alternating_windows_of_many_lengths")["windows"][f"{frames} 16 2"]
+    for windows in steps:
+        assert sum(size for _, size in windows) <= 1.15 * frames
+        assert min(size for _, size in windows) >= 6
+    first, second = ({start for start, _ in windows[1:]} for windows in steps)
+    assert min(abs(one - other) for one in first for other in second) >= 4
+
+
+def test_alternating_windows_under_a_sampler_that_calls_between_two_steps(results):
+    first, between, second = check_windows(results("alternating_windows_between_two_steps"))
+    assert first == between != second
+
+
 def test_reweighted_text(results):
     found = results("reweighted_text")
     assert len(found["text"]) == FRAMES
@@ -112,6 +150,11 @@ def test_newer_interface(results):
     assert found["before"] == [None] * 4
     assert check_windows(found) == [STATIC]
     assert torch.equal(found["latents"], results("standard_static")["latents"])
+
+
+def test_alternating_windows_on_the_newer_interface(results):
+    first, second = check_windows(results("newer_comfyui_alternating"))
+    assert first != second
 
 
 def test_newer_interface_with_the_frame_before_each_window(results):

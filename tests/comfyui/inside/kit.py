@@ -68,6 +68,13 @@ def node(name: str, **inputs: Any) -> tuple:
     return nodes.NODE_CLASS_MAPPINGS[name].execute(**inputs).result
 
 
+def defaults(name: str) -> dict[str, Any]:
+    """The inputs of one of the pack's nodes that a user finds set."""
+    pack()
+    inputs = nodes.NODE_CLASS_MAPPINGS[name].define_schema().inputs
+    return {entry.id: entry.default for entry in inputs if getattr(entry, "default", None) is not None}
+
+
 def photos(count: int = 1) -> torch.Tensor:
     """Different photos [count, 64, 64, 3] of eight bits."""
     generator = torch.Generator().manual_seed(0)

@@ -16,7 +16,7 @@ import comfy.latent_formats
 import comfy.patcher_extension
 import comfy.sample
 import torch
-from kit import apply, case, demo, node, part, photos, prompts, recorded, refused, sample
+from kit import apply, case, defaults, demo, node, part, photos, prompts, recorded, refused, sample
 
 FRAMES, SIZE = 48, 8
 STATIC = [list(range(start, start + 16)) for start in (0, 12, 24, 32)]
@@ -88,6 +88,31 @@ def looped_uniform() -> dict[str, Any]:
 @case
 def standard_uniform() -> dict[str, Any]:
     return watched(windowed(applied(), "standard_uniform"), weighed())
+
+
+@case
+def as_the_node_is_set() -> dict[str, Any]:
+    model = node("LivePhotoContextWindows", model=applied(), **defaults("LivePhotoContextWindows"))[0]
+    return {**watched(model, weighed(), steps=3), **defaults("LivePhotoContextWindows")}
+
+
+@case
+def alternating_windows_of_many_lengths() -> dict[str, Any]:
+    """The first frame and the frames of each window at two steps, by the clip's frames, length and overlap."""
+    cut, found = part("nodes.windows").alternating_windows, {}
+    settings = [(frames, 16, 2) for frames in (17, 24, 33, 48, 64, 100, 128, 1024)]
+    settings += [(frames, length, overlap) for length in (2, 3, 5, 8) for overlap in range(length) for frames in range(1, 40)]
+    for numbers in settings:
+        steps = [cut(*numbers, step) for step in (0, 1)]
+        if any(window != list(range(window[0], window[0] + len(window))) for windows in steps for window in windows):
+            raise AssertionError(f"gaps at {numbers}: {steps}")
+        found[" ".join(map(str, numbers))] = [[(window[0], len(window)) for window in windows] for windows in steps]
+    return {"windows": found}
+
+
+@case
+def alternating_windows_between_two_steps() -> dict[str, Any]:
+    return watched(windowed(applied(), "standard_alternating"), prompts()[0], sampler="dpm_2", cfg=1.0)
 
 
 @case
@@ -263,8 +288,8 @@ def newer() -> ModuleType:
     return module
 
 
-def windowed_newer() -> Any:
-    return newer().LivePhotoContextWindows.execute(applied(), 16, 4, "standard_static", False).result[0]
+def windowed_newer(schedule: str = "standard_static") -> Any:
+    return newer().LivePhotoContextWindows.execute(applied(), 16, 4, schedule, False).result[0]
 
 
 @case
@@ -272,6 +297,11 @@ def newer_comfyui() -> dict[str, Any]:
     model = windowed_newer()
     kinds = [kind.__name__ for kind in type(model.model_options["context_handler"]).__mro__[:3]]
     return {**watched(model, weighed(), steps=1), "kinds": kinds}
+
+
+@case
+def newer_comfyui_alternating() -> dict[str, Any]:
+    return watched(windowed_newer("standard_alternating"), weighed())
 
 
 @case
