@@ -7,14 +7,14 @@ import os
 import time
 from typing import Any
 
-from kit import apply, case, demo, node, prompts, reference, text
+from kit import apply, case, defaults, demo, node, prompts, reference, text
 
 
 @case
 def windows() -> dict[str, Any]:
-    """Seconds of whole clips of the demo, inversion included: 16 frames, and 64 in windows of 16 that share 4."""
+    """Seconds of whole clips of the demo, inversion included: 16 frames, and 64 in windows as the node sets them."""
     steps = json.loads(os.environ["LIVEPHOTO_SPEED"])["window_steps"]
-    long = node("LivePhotoContextWindows", model=apply(), length=16, overlap=4, schedule="standard_static", loop=False)[0]
+    long = node("LivePhotoContextWindows", model=apply(), **defaults("LivePhotoContextWindows"))[0]
     positive, negative = prompts()
     found: dict[str, list[float]] = {"16": [], "64": []}
     for turn in range(3):
