@@ -8,12 +8,13 @@ the same for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .errors import LivePhotoError
-from .intensity import check_pairs, clip_ssim, ssim
+from .intensity import ManyClipsSsim, check_pairs, clip_ssim, ssim
 
 GREY = (0.299, 0.587, 0.114)
 # what 1 - similarity is called
@@ -44,6 +45,14 @@ def clip_similarity(frames: Tensor, measure: str) -> float:
     if len(frames) < 2:
         raise LivePhotoError(f"motion needs a clip of 2 frames or more, got {len(frames)}; use a longer clip")
     return float(similarity(frames[:-1], frames[1:], measure).mean())
+
+
+def many_clips_similarity(measure: str) -> Callable[[Tensor], float]:
+    """`clip_similarity` by a measure, for a training set: SSIM compiles itself where the clips are many (`ManyClipsSsim`)."""
+    if measure != "ssim":
+        return partial(clip_similarity, measure=measure)
+    ssim_of = ManyClipsSsim()
+    return lambda frames: float(ssim_of(frames))
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:

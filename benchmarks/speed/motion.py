@@ -1,25 +1,22 @@
-"""SSIM of clips: the project's, as it is and compiled, against a loop over scikit-image's."""
+"""SSIM of clips: the project's, as it is and as it compiles itself for many, against a loop over scikit-image's."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor import config as inductor
 
-from livephoto_core.intensity import clip_ssim
+from livephoto_core.intensity import ManyClipsSsim, clip_ssim
 
 from .timing import by_turns, spread
 
-# as a training set is measured: many in a row
 CLIPS = 8
 
 
 def measure_ssim(size: int, frames: int, device: str, rounds: int) -> dict:
     """Clips a second of each over CLIPS in a row, how many times faster than scikit-image ours are, and how far from its values.
 
-    "compiled" is torch.compile's, left out where it finds no compiler.
+    "compiled", on a CPU, is the one for many clips, after it compiled; where no compiler is found it is the other again.
     """
     from skimage.metrics import structural_similarity
 
@@ -32,14 +29,10 @@ def measure_ssim(size: int, frames: int, device: str, rounds: int) -> dict:
         pairs = [[structural_similarity(a, b, channel_axis=-1, data_range=1.0) for a, b in pairwise(clip)] for clip in pictures]
         return torch.tensor(pairs).mean(1)
 
-    ours = {"livephoto": clip_ssim, "compiled": torch.compile(clip_ssim)}
-    try:
-        # the processes that compile in parallel would still be there while others are measured
-        with inductor.patch(compile_threads=1):
-            ours["compiled"](clips[0])
-    except TorchDynamoException:
-        del ours["compiled"]
-    # one at a time: what is compiled for a batch repeats itself for each of its clips
+    ours = {"livephoto": clip_ssim}
+    if torch.device(device).type == "cpu":
+        ours["compiled"] = ManyClipsSsim(after=0)
+    # one at a time, as a training set is measured
     timed = {name: (lambda measure=measure: torch.stack([measure(clip) for clip in clips])) for name, measure in ours.items()}
     seconds = by_turns({"scikit-image": loop, **timed}, rounds, device)
     times = {name: spread(values)["median"] for name, values in seconds.items()}

@@ -18,7 +18,7 @@ from ..data.clips import ClipSample, Skipped, readable_clips
 from ..encoding import decode_latents, encode_pictures
 from ..errors import LivePhotoError
 from ..intensity import LEVELS, check_thresholds
-from ..measures import clip_similarity
+from ..measures import many_clips_similarity
 
 
 def load_base_vae(path: str | Path, tokenizer: str | Path | None = None) -> nn.Module:
@@ -70,7 +70,8 @@ def measure_source(
     count = len(source) if isinstance(source, Sized) else None
     total = min((number for number in (count, limit) if number is not None), default=None)
     clips = tqdm(islice(readable_clips(source, skipped), limit), desc="calibrate", unit="clip", total=total)
-    return [clip_similarity(_seen(clip.frames, vae), measure) for clip in clips], skipped
+    similarity_of = many_clips_similarity(measure)
+    return [similarity_of(_seen(clip.frames, vae)) for clip in clips], skipped
 
 
 def store_thresholds(path: str | Path, thresholds: tuple[float, ...], intensity_from: str = "frames") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers import Dinov2Model
 
 from ..base import load_image_encoder, load_vae
 from ..data.clips import ClipSample
+from ..measures import clip_similarity
 from ..training.cache import EncodedClip
 from ..training.encode import encode_sample
 from .base import content_shape
@@ -17,7 +19,8 @@ from .base import content_shape
 
 def encode_clip(sample: ClipSample, vae: AutoencoderKL, patches: Dinov2Model) -> EncodedClip:
     """A clip, its level measured on its VAE reconstruction, which is what a user of the demo will see."""
-    return encode_sample(sample, vae, patches, content_shape(sample.frames.shape[-1]), "reconstruction")
+    similarity_of = partial(clip_similarity, measure="ssim")
+    return encode_sample(sample, vae, patches, content_shape(sample.frames.shape[-1]), "reconstruction", similarity_of)
 
 
 def load_encoders(folder: Path) -> tuple[AutoencoderKL, Dinov2Model]:

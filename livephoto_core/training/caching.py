@@ -21,6 +21,7 @@ from ..data.source import open_source
 from ..demo.source import ProceduralSource, photos_at
 from ..errors import LivePhotoError
 from ..files import atomic_path
+from ..measures import many_clips_similarity
 from .cache import CachedClips, EncodedClip, Manifest, cache_stream, check_made_from, made_from_of, read_manifest, shard_path
 from .config import DataConfig, RunConfig
 from .encode import encode_sample
@@ -165,13 +166,12 @@ def encoded(
     items: Iterable[ClipSample | Skipped], base: Base, config: AdapterConfig, data: DataConfig
 ) -> Iterator[EncodedClip | Skipped]:
     """A source's clips encoded; those that it skipped stay as they are."""
+    similarity_of = many_clips_similarity(config.intensity_measure)
     for item in items:
         if isinstance(item, Skipped):
             yield item
         else:
-            yield encode_sample(
-                item, base.vae, base.image_encoder, config.content, data.intensity_from, config.intensity_measure
-            )
+            yield encode_sample(item, base.vae, base.image_encoder, config.content, data.intensity_from, similarity_of)
 
 
 def check_cache(clips: CachedClips, folder: Path, config: AdapterConfig) -> None:

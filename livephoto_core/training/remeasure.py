@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..base import Base
 from ..encoding import decode_latents
 from ..errors import LivePhotoError
-from ..measures import clip_similarity
+from ..measures import many_clips_similarity
 from .cache import CachedClips, EncodedClip, Manifest, cache_stream, made_from_of, read_manifest
 
 
@@ -52,7 +52,8 @@ def _marks(clips: CachedClips, measure: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def _measured(clips: CachedClips, first: int, vae: nn.Module, measure: str, device: torch.device) -> Iterator[EncodedClip]:
+    similarity_of = many_clips_similarity(measure)
     for index in tqdm(range(first, len(clips)), desc=f"measuring clips by {measure}", unit="clip"):
         latents, tokens = clips.latents([index])[0], clips.tokens([index])[0]
         seen = decode_latents(vae, latents.to(device)).float().cpu()
-        yield EncodedClip(latents, tokens, clips.grid, clip_similarity(seen, measure), clips.captions[index])
+        yield EncodedClip(latents, tokens, clips.grid, similarity_of(seen), clips.captions[index])

@@ -235,7 +235,8 @@ def test_calibrate_keeps_the_levels_that_weights_learnt(clips, tiny_adapter_file
     checkpoint = tmp_path / "learnt.safetensors"
     checkpoint.write_bytes(tiny_adapter_file.read_bytes())
     with monkeypatch.context() as patch:
-        patch.setattr("livephoto_core.commands.calibrate.clip_similarity", lambda *_: pytest.fail("measured before it is refused"))
+        measuring = "livephoto_core.commands.calibrate.many_clips_similarity"
+        patch.setattr(measuring, lambda *_: pytest.fail("measured before it is refused"))
         assert main(["calibrate", str(clips), "--write", str(checkpoint)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     learnt = read_config(checkpoint).ssim_thresholds

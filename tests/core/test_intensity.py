@@ -8,6 +8,7 @@ from skimage.metrics import structural_similarity
 
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.intensity import (
+    ManyClipsSsim,
     calibrate,
     check_level,
     check_thresholds,
@@ -93,6 +94,68 @@ def test_clip_ssim_is_the_mean_over_adjacent_frames():
     one = clip_ssim(clips[1])
     assert one.shape == ()
     assert one.item() == pytest.approx(expected[1], abs=1e-4)
+
+
+def test_pictures_taller_than_a_strip_are_measured_whole():
+    clips = torch.rand(2, 3, 3, 400, 160, generator=torch.Generator().manual_seed(2))
+    clips = (clips + torch.linspace(0, 3, 400)[:, None]) / 4
+    expected = [sum(reference(clip[:-1], clip[1:])) / 2 for clip in clips]
+    assert clip_ssim(clips).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_still_clips_give_exactly_one():
+    for kind in ("noise", "noisy ramp", "flat bright with faint noise"):
+        assert clip_ssim(pictures(kind)[0][:1].repeat(5, 1, 1, 1)) == 1
+
+
+@pytest.mark.parametrize("of", [lambda a, b: ssim(a, b).sum(), lambda a, b: clip_ssim(torch.stack([a, b], 1)).sum()])
+def test_gradients_are_those_of_differences(of):
+    a, b = (x[:2, :, :9, :8].contiguous() for x in pictures("noisy ramp"))
+    direction = torch.randn(a.shape, generator=torch.Generator().manual_seed(3))
+    a.requires_grad_()
+    [gradient] = torch.autograd.grad(of(a, b), a)
+    with torch.no_grad():
+        step = 1e-3
+        difference = (of(a + step * direction, b) - of(a - step * direction, b)) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(float(difference), rel=1e-2)
+
+
+def compiled(plain, **_):
+    return lambda x: plain(x) + 1
+
+
+def test_many_clips_compile_once_that_is_worth_it(monkeypatch):
+    monkeypatch.setattr(torch, "compile", compiled)
+    clip = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    measure = ManyClipsSsim(after=clip.numel() + 1)
+    assert [float(measure(clip)) for _ in range(4)] == pytest.approx([float(clip_ssim(clip)) + x for x in (0, 0, 1, 1)])
+    assert ManyClipsSsim()(clip) == clip_ssim(clip)
+    assert ManyClipsSsim(after=0)(clip.to("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("fails_at", ["torch.compile", "the first clip"])
+def test_many_clips_without_a_compiler_are_measured_all_the_same(monkeypatch, fails_at):
+    attempts = []
+
+    def fail(*_, **__):
+        attempts.append(1)
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", fail if fails_at == "torch.compile" else lambda *_, **__: fail)
+    clip = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    measure = ManyClipsSsim(after=0)
+    assert [measure(clip), measure(clip)] == [clip_ssim(clip)] * 2
+    assert len(attempts) == 1, "tried again for every clip"
+    with pytest.raises(LivePhotoError, match="2 frames or more, got 1"):
+        measure(clip[:1])
+
+
+def test_many_clips_compiled_are_measured_alike():
+    clips = torch.rand(2, 4, 3, 24, 20, generator=torch.Generator().manual_seed(1))
+    measure = ManyClipsSsim(after=0)
+    for clip in (*clips, 1 - 1e-3 * clips[0]):
+        assert float(measure(clip)) == pytest.approx(float(clip_ssim(clip)), abs=1e-6)
+    assert measure(clips[0, :1].repeat(4, 1, 1, 1)) == 1
 
 
 @pytest.mark.parametrize(
