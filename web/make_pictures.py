@@ -31,7 +31,7 @@ PICTURES = {
     "LivePhotoContextWindows": (
         "livephoto_long_clip",
         False,
-        "(LivePhotoApply) > LivePhotoContextWindows; Frames > LivePhotoSampler",
+        "(LivePhotoApply) > LivePhotoContextWindows > (Rising guidance); Frames > LivePhotoSampler",
     ),
     "LivePhotoDemoLoader": (
         "livephoto_demo",
