@@ -24,7 +24,7 @@ _C2 = 0.03**2
 _PIXELS = WINDOW**2
 # what a core's cache holds, with what is computed of it
 _CACHED_VALUES = 2**18
-# compiling costs what measuring so many values saves, 5 to 10 seconds: 20 000 clips of 64x64x16, 1400 of 256x256x16
+# compiling costs what measuring so many values saves, about 8 seconds: 20 000 clips of 64x64x16, 1400 of 256x256x16
 _WORTH_COMPILING = 2**32
 
 
@@ -86,7 +86,7 @@ class ManyClipsSsim:
     """`clip_ssim` of thousands of clips of one shape, which compiles itself on a CPU once that saves more time than it takes.
 
     The first `after` values (frames x channels x rows x columns) are measured as `clip_ssim` does. Then torch.compile makes the
-    same several times as fast, in 2 to 10 seconds a shape; the results differ by rounding, 1e-6 at most. Where it cannot, for
+    same three times as fast, in 2 to 11 seconds a shape; the results differ by rounding, 1e-6 at most. Where it cannot, for
     want of a compiler say, and on other devices, it stays `clip_ssim`.
     """
 
