@@ -1,4 +1,4 @@
-"""Binds the adapter to diffusers' UNet2DConditionModel by forward hooks and, for the text, attention processors.
+"""Binds the adapter to diffusers' UNet2DConditionModel by forward hooks and attention processors.
 
 After `detach` the UNet is as it was.
 """
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .conditioning import ClipCondition, check_condition, stem_channels
 from .config import BaseShape, content_sites
+from .diffusers_attention import SelfAttention
 from .diffusers_text import TextOnce, Weighing
 from .errors import LivePhotoError
 from .fit import check_fit
@@ -91,7 +92,7 @@ class DiffusersHost:
         self._handles: list[Any] = []
         self._weighing = Weighing()
         # made once: a compiled UNet runs on for as long as it meets the same ones
-        self._hooks, self._texts = self._all_hooks(), self._all_texts()
+        self._hooks, self._texts, self._selves = self._all_hooks(), self._all_texts(), self._all_selves()
 
     @property
     def image_strength(self) -> float:
@@ -129,15 +130,15 @@ class DiffusersHost:
         if any(isinstance(hook, _StemHook) for hook in self.unet.conv_in._forward_hooks.values()):
             raise LivePhotoError("this UNet already has a LivePhoto adapter attached: detach that one first")
         self._handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in self._hooks]
-        for text in self._texts:
-            text.take_over()
+        for attention in (*self._texts, *self._selves):
+            attention.take_over()
 
     def detach(self) -> None:
         """Take every hook and processor off again: the UNet computes what it did before."""
         for handle in self._handles:
             handle.remove()
-        for text in self._texts:
-            text.give_way()
+        for attention in (*self._texts, *self._selves):
+            attention.give_way()
         self._weighing.forget()
         self._handles = []
 
@@ -198,8 +199,14 @@ class DiffusersHost:
         return hooks
 
     def _all_texts(self) -> list[TextOnce]:
+        return [TextOnce(block.attn2, self._weighing) for block in self._spatial_blocks()]
+
+    def _all_selves(self) -> list[SelfAttention]:
+        return [SelfAttention(block.attn1) for block in self._spatial_blocks()]
+
+    def _spatial_blocks(self) -> list[nn.Module]:
         spatial = (self.unet.get_submodule(name) for name in content_sites(self.adapter.config.base))
-        return [TextOnce(block.attn2, self._weighing) for transformer in spatial for block in transformer.transformer_blocks]
+        return [block for transformer in spatial for block in transformer.transformer_blocks]
 
 
 @dataclass(eq=False)
@@ -223,7 +230,7 @@ class _StemHook:
                 "see ClipCondition.repeated"
             )
         channels = stem_channels(condition.latent, condition.position, condition.levels)
-        return output + self.call.image_strength * self.stem(channels.to(output))
+        return torch.add(output, self.stem(channels.to(output)), alpha=self.call.image_strength)
 
 
 @dataclass(eq=False)
@@ -241,7 +248,7 @@ class _MotionHook:
             residual = checkpoint(self.motion, hidden, condition.frames, condition.places, use_reentrant=False)
         else:
             residual = self.motion(hidden, condition.frames, condition.places)
-        moved = hidden + self.call.motion_strength * residual
+        moved = torch.add(hidden, residual, alpha=self.call.motion_strength)
         return moved if isinstance(output, torch.Tensor) else (moved, *output[1:])
 
 
@@ -265,4 +272,4 @@ class _ContentHook:
             if self.site not in self.call.photo:
                 self.call.photo[self.site] = self.content.keys_values(self.call.tokens, condition.grid)
             residual = self.content(hidden, grid, self.call.photo[self.site])
-        return output + self.call.image_strength * residual
+        return torch.add(output, residual, alpha=self.call.image_strength)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .model.attention import attend, heads_first
+from .diffusers_attention import StandIn
 from .model.reweight import scale_words, word_factors
 
 
@@ -52,63 +52,35 @@ def _is_linear(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and layer.bias is None
 
 
-class TextOnce:
-    """An attention processor of diffusers for the same text at many steps.
+class TextOnce(StandIn):
+    """Cross-attention for the same text at many steps.
 
-    It stands in for diffusers' default one, and hands over to it what that does as well: a text of unknown words with gradients,
-    where nothing may be kept, and one under a mask. The weights must not change while it holds keys and values: `forget` lets
-    them go. After `give_way` it is the default one, wherever others may have kept it.
+    A text of unknown words with gradients, where nothing may be kept, is left to the default processor. The weights must not change
+    while this holds keys and values: `forget` lets them go.
     """
 
     def __init__(self, attention: nn.Module, weighing: Weighing):
-        self._attention, self._weighing = attention, weighing
-        self._active = False
-        self._default: Any = None
+        super().__init__(attention)
+        self._weighing = weighing
         self._kept: _Kept | None = None
 
-    def take_over(self) -> None:
-        """Stand in for the cross-attention's processor, if that is diffusers' default and the layer a plain one."""
-        from diffusers.models.attention_processor import AttnProcessor2_0
-
-        layer = self._attention
-        norms = (layer.norm_cross, layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_k)
-        plain = not layer.residual_connection and layer.rescale_output_factor == 1 and all(norm is None for norm in norms)
-        if plain and type(layer.processor) is AttnProcessor2_0:
-            self._default = layer.processor
-            layer.set_processor(self)
-        # others may have put it back on after it gave way
-        self._active = layer.processor is self
-
     def give_way(self) -> None:
-        """Put the default processor back, unless another one has been set since."""
+        """Put the default processor back, and let the text go."""
         self.forget()
-        self._active = False
-        if self._attention.processor is self:
-            self._attention.set_processor(self._default)
+        super().give_way()
 
-    def __call__(
-        self,
-        attn: nn.Module,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-        **more: Any,
-    ) -> torch.Tensor:
-        text = encoder_hidden_states
-        if not self._active or text is None or attention_mask is not None:
-            return self._default(attn, hidden_states, text, attention_mask, temb, **more)
+    def keys_values(
+        self, attn: nn.Module, hidden: torch.Tensor, text: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Those of the text, kept or computed."""
+        if text is None:
+            return None
         weighed = text is self._weighing.frames and _is_linear(attn.to_k) and _is_linear(attn.to_v)
         if torch.is_grad_enabled():
-            if not weighed:
-                return self._default(attn, hidden_states, text, attention_mask, temb, **more)
-            keys_values = self._project(attn, text, weighed).of_frames()
-        else:
-            if self._kept is None or text is not self._kept.text:
-                self._kept = self._project(attn, text, weighed)
-            keys_values = self._kept.of_frames()
-        out = attend(*(heads_first(x, attn.heads) for x in (attn.to_q(hidden_states), *keys_values)))
-        return attn.to_out[1](attn.to_out[0](out))
+            return self._project(attn, text, weighed).of_frames() if weighed else None
+        if self._kept is None or text is not self._kept.text:
+            self._kept = self._project(attn, text, weighed)
+        return self._kept.of_frames()
 
     def _project(self, attn: nn.Module, text: torch.Tensor, weighed: bool) -> _Kept:
         known, factors = (self._weighing.words, self._weighing.factors) if weighed else (text, None)

@@ -8,6 +8,7 @@ from einops import rearrange
 
 # CUDA's attention kernels take no more heads at once
 MOST_HEADS = 2**16 - 1
+HALVES = (torch.bfloat16, torch.float16)
 
 
 def heads_first(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -15,9 +16,18 @@ def heads_first(x: torch.Tensor, heads: int) -> torch.Tensor:
     return rearrange(x, "b n (h d) -> b h n d", h=heads)
 
 
+def scaled_dot_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """torch's attention; halves on a CPU are computed in float32, where its kernels are faster and lose nothing."""
+    if q.device.type != "cpu" or q.dtype not in HALVES:
+        return F.scaled_dot_product_attention(q, k, v)
+    # autocast would make halves of them again
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+
+
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Scaled dot-product attention of [B, heads, N, d] queries onto [B, heads, M, d] -> [B, N, heads * d]."""
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+    return rearrange(scaled_dot_product(q, k, v), "b h n d -> b n (h d)")
 
 
 def attend_over_frames(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, frames: int, heads: int) -> torch.Tensor:
@@ -26,5 +36,5 @@ def attend_over_frames(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, frames
     The places count as further heads, so that no tensor is copied; a sequence for each place would take all four apart.
     """
     parts = [rearrange(x, "(b f) n (h d) -> b (n h) f d", f=frames, h=heads).split(MOST_HEADS, dim=1) for x in (q, k, v)]
-    done = [F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)]
+    done = [scaled_dot_product(*part) for part in zip(*parts, strict=True)]
     return rearrange(done[0] if len(done) == 1 else torch.cat(done, 1), "b (n h) f d -> (b f) n (h d)", h=heads)

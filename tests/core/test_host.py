@@ -258,6 +258,20 @@ def test_words_and_weights_learn_as_through_the_text_of_each_frame(tiny_unet, ti
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
 
 
+def test_self_attention_is_the_bases_own(tiny_unet, tiny_adapter, tiny_condition):
+    """Bit for bit in float32; under a mask the default processor answers."""
+    attention = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    hidden = torch.randn(4, 16, 16)
+    mask = torch.zeros(4, 1, 16).index_fill(2, torch.tensor([0, 3]), -1e4)
+    with torch.no_grad():
+        wanted = attention(hidden), attention(hidden, attention_mask=mask)
+        with DiffusersHost(tiny_unet, tiny_adapter):
+            assert type(attention.processor) is not AttnProcessor2_0
+            found = attention(hidden), attention(hidden, attention_mask=mask)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert type(attention.processor) is AttnProcessor2_0
+
+
 class Doubled(AttnProcessor2_0):
     """Another library's processor."""
 

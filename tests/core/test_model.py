@@ -10,7 +10,7 @@ from livephoto_core.conditioning import check_condition, even_levels, frame_embe
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.model import attention
 from livephoto_core.model.adapter import LivePhotoAdapter
-from livephoto_core.model.attention import attend_over_frames
+from livephoto_core.model.attention import attend, attend_over_frames
 from livephoto_core.model.content import OFFSET_UNIT, ContentAttention, grid_positions, rope_angles, rotate
 from livephoto_core.model.motion import MotionModule, PositionTable, sinusoids
 from livephoto_core.model.reweight import START_WEIGHT_LOGIT, TextReweighter, apply_weights
@@ -334,3 +334,17 @@ def test_same_weights_without_the_middle_block(tiny_config):
 def test_a_strength_above_one_never_turns_a_word_round():
     text, weights = torch.ones(1, 2, 3), torch.tensor([[[0.2, 0.9]]])
     torch.testing.assert_close(apply_weights(text, weights, 2.0)[0, :, 0], torch.tensor([0.0, 0.8]))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_of_halves_on_a_cpu_loses_nothing_to_them(dtype, autocast):
+    """Rounded once, at its end."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 20, 8, generator=generator).to(dtype) for _ in range(3))
+    frames = [torch.randn(8, 5, 24, generator=generator).to(dtype) for _ in range(3)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, over_frames = attend(q, k, v), attend_over_frames(*frames, 4, 3)
+    assert found.dtype == over_frames.dtype == dtype
+    assert torch.equal(found, attend(q.float(), k.float(), v.float()).to(dtype))
+    assert torch.equal(over_frames, attend_over_frames(*(part.float() for part in frames), 4, 3).to(dtype))
