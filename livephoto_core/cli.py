@@ -129,7 +129,10 @@ def _add_animate(commands) -> None:
     parser.add_argument("--lora-strength", type=float, default=1.0, help="default 1")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument(
-        "--precision", default="fp32", help="fp32 (default), bf16, or on a GPU fp16: less memory and faster; frames differ a little"
+        "--precision",
+        default="auto",
+        help="fp32, bf16, or on a GPU fp16: less memory and faster; frames differ a little. auto (default): bf16 on a CPU that "
+        "calculates in it, else fp32",
     )
     parser.set_defaults(run=_animate, memory_fix="use a smaller --size, fewer --frames, or --precision bf16")
 
@@ -209,10 +212,11 @@ def _add_base_options(parser: argparse.ArgumentParser) -> None:
 def _animate(options: argparse.Namespace) -> None:
     _quiet_libraries()
     from .commands.animate import animate
-    from .commands.model_files import ModelFiles, default_device, is_demo, read_model_config
+    from .commands.model_files import ModelFiles, default_device, is_demo, precision_for, read_model_config
     from .intensity import check_level
     from .pipeline import Settings
 
+    device = options.device or default_device()
     files = ModelFiles(
         options.model,
         options.base,
@@ -220,7 +224,7 @@ def _animate(options: argparse.Namespace) -> None:
         options.tokenizer,
         options.lora,
         options.lora_strength,
-        options.precision,
+        precision_for(options.precision, device),
     )
     levels = [check_level(level.strip()) for level in options.intensity.split(",")]
     default_steps = LCM_STEPS if options.sampler == LCM else STEPS
@@ -243,7 +247,7 @@ def _animate(options: argparse.Namespace) -> None:
         image_strength=options.image_strength,
         motion_strength=options.motion_strength,
     )
-    print(animate(options.photo, options.out, settings, levels, files, options.fps, options.device or default_device()))
+    print(animate(options.photo, options.out, settings, levels, files, options.fps, device))
 
 
 def _measure(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from ..errors import LivePhotoError, first_line
 
 DEMO = "demo"
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+AUTO = "auto"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
 
 
@@ -64,6 +65,18 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision_for(asked: str, device: str) -> str:
+    """The precision that is asked for; for AUTO bf16 where the device is a CPU that calculates in it by itself, else fp32."""
+    import torch
+
+    if asked != AUTO:
+        return asked
+    # torch before 2.7 does not tell
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    native = known.get("avx512_bf16") or known.get("amx_bf16")
+    return "bf16" if device == "cpu" and native else "fp32"
 
 
 def check_device(device: str) -> None:

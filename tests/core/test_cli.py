@@ -16,7 +16,7 @@ from livephoto_core.checkpoint import load_adapter, read_config, read_metadata, 
 from livephoto_core.cli import _is_out_of_memory, main
 from livephoto_core.commands import bench
 from livephoto_core.commands.inspect_file import describe
-from livephoto_core.commands.model_files import DEMO_FOLDER
+from livephoto_core.commands.model_files import DEMO_FOLDER, precision_for
 from livephoto_core.encoding import decode, encode_photo
 from livephoto_core.intensity import calibrate, clip_ssim
 from livephoto_core.media import read_clip
@@ -268,6 +268,35 @@ def test_a_demo_trained_further_is_guided_as_the_demo(photo, tmp_path, capsys):
         assert main(["animate", photo, "still", "--steps", "1", "--frames", "2", *files, "-o", str(out)]) == 0
         found.append({name: read_settings(out)[name] for name in ("cfg", "min_cfg")})
     assert found[0] == found[1] == {"cfg": 2.5, "min_cfg": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("known", "device", "precision"),
+    [
+        ({"avx512_bf16": True}, "cpu", "bf16"),
+        ({"amx_bf16": True}, "cpu", "bf16"),
+        ({"avx512_bf16": True}, "cuda", "fp32"),
+        ({"avx512_bf16": False, "avx2": True}, "cpu", "fp32"),
+        ({}, "cpu", "fp32"),
+    ],
+)
+def test_auto_is_bf16_where_a_cpu_calculates_in_it(monkeypatch, known, device, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert precision_for("auto", device) == precision
+    assert precision_for("fp32", device) == "fp32"
+
+
+def test_a_torch_that_does_not_tell_what_the_cpu_can_computes_in_fp32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert precision_for("auto", "cpu") == "fp32"
+
+
+def test_a_clip_says_what_it_was_computed_in(photo, model, tmp_path):
+    out = str(tmp_path / "out.gif")
+    for given in ([], ["--precision", "fp32"], ["--precision", "bf16"]):
+        assert main(["animate", photo, "still", "--steps", "1", *model, *given, "-o", out]) == 0
+        wanted = given[-1] if given else precision_for("auto", "cpu")
+        assert read_settings(out).get("precision", "fp32") == wanted
 
 
 def test_a_path_that_the_system_refuses_is_one_line(photo, tmp_path, capsys):

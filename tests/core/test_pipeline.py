@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from livephoto_core.checkpoint import load_adapter
+from livephoto_core.commands.model_files import DEMO_FOLDER, ModelFiles, load_model
 from livephoto_core.config import NoiseSchedule, Parts
 from livephoto_core.encoding import encode_photo, encode_text
 from livephoto_core.errors import LivePhotoError
 from livephoto_core.evaluation.generate import BatchSampling, batch_generator
+from livephoto_core.media import read_image
 from livephoto_core.model.adapter import LivePhotoAdapter
 from livephoto_core.pipeline import LivePhoto, Settings, complete, make_sampler
 from livephoto_core.schedule import alphas_cumprod
@@ -113,6 +115,13 @@ def test_half_precision_gives_nearly_the_same_clip(model, photo):
     half = model.animate(photo, settings)
     assert half.dtype == torch.float32
     assert -10 * (half - full).square().mean().log10() > 30
+
+
+def test_the_demo_in_bf16_makes_the_same_clip():
+    photo = read_image(next((DEMO_FOLDER.parent / "photos").glob("*.jpg")))
+    settings = Settings("camera pans left", frames=8, steps=8, cfg=4.0)
+    full, half = (load_model(ModelFiles(precision=precision), "cpu").animate(photo, settings) for precision in ("fp32", "bf16"))
+    assert -10 * (half - full).square().mean().log10() > 45
 
 
 def test_strengths_of_one_clip_do_not_stay_for_the_next(model, photo):
