@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -100,15 +101,19 @@ def steps() -> dict[str, Any]:
     dtype = getattr(torch, asked["precision"])
     config, adapters, types = part("livephoto_core.config"), part("livephoto_core.model.adapter"), part("nodes.types")
     settings = config.AdapterConfig(base=config.BaseShape(block_channels=tuple(channels)), frames=frames, size=asked["size"])
-    livephoto = types.LoadedModel(patcher(fill(adapters.LivePhotoAdapter(settings, comfy.ops.manual_cast).to(dtype))), "random")
     rows = settings.content.image_size // settings.content.patch_size
     tokens = torch.randn(1, rows * rows, settings.content.token_width)
     reference = types.Reference(torch.randn(1, 4, side, side), tokens, (rows, rows))
     plain = random_model(channels, dtype)
-    whole = part("nodes.comfy_host").apply(plain, livephoto, reference, types.Motion(5.0), 1.0, 1.0)
-    motion = whole.clone()
-    for name in ("input_block_patch", "attn2_patch", "attn2_output_patch"):
-        del motion.model_options["transformer_options"]["patches"][name]
+
+    def applied(parts: Any) -> Any:
+        adapter = fill(adapters.LivePhotoAdapter(replace(settings, parts=parts), comfy.ops.manual_cast).to(dtype))
+        loaded = types.LoadedModel(patcher(adapter), "random")
+        return part("nodes.comfy_host").apply(plain, loaded, reference, types.Motion(5.0), 1.0, 1.0)
+
+    whole, motion = applied(config.Parts()), applied(config.Parts(content=False))
+    # what is left without content attention, less the stem
+    del motion.model_options["transformer_options"]["patches"]["input_block_patch"]
     seconds: dict[str, list[float]] = {"plain": [], "motion": [], "livephoto": []}
     models = {name: timed(model, seconds[name]) for name, model in zip(seconds, (plain, motion, whole), strict=True)}
     words = [[torch.randn(frames, 77, 768), {}]]
