@@ -16,6 +16,14 @@ class StandIn:
     It hands over to that one what it has no answer for. After `give_way` it is the default one, wherever others may have kept it.
     """
 
+    def __new__(cls, attention: nn.Module | None = None, *_: Any) -> Any:
+        # where an IP-Adapter comes or goes, diffusers calls each processor's class for a fresh one: the default one then
+        if attention is None:
+            from diffusers.models.attention_processor import AttnProcessor2_0
+
+            return AttnProcessor2_0()
+        return super().__new__(cls)
+
     def __init__(self, attention: nn.Module):
         self._attention = attention
         self._active = False

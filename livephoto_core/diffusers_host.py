@@ -194,7 +194,7 @@ class DiffusersHost:
             uncovered = module(block) if kind == "attentions" else None
             hooks.append((module(f"{block}.{kind}.{index}"), _MotionHook(self.adapter.motion[name], uncovered, call)))
         for name in self.adapter.content.names:
-            hook = _ContentHook(self.adapter.content[name], name, call)
+            hook = _ContentHook(self.adapter.content[name], name, module(name), call)
             hooks += [(block.attn2, hook) for block in module(name).transformer_blocks]
         return hooks
 
@@ -254,10 +254,11 @@ class _MotionHook:
 
 @dataclass(eq=False)
 class _ContentHook:
-    """Adds content attention, at one site, to the text cross-attention's output."""
+    """Adds content attention, at one site, to the text cross-attention's output; `transformer` is the spatial one around it."""
 
     content: nn.Module
     site: str
+    transformer: nn.Module
     call: _Call
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> torch.Tensor:
@@ -265,11 +266,16 @@ class _ContentHook:
         condition = self.call.current()
         grid = grid_of(hidden.shape[1], *condition.latent.shape[2:])
         if self.call.tokens is not None and torch.is_grad_enabled():
-            # for the backward pass it is computed again: all sites' keys, values and queries would be much to keep
-            look = (self.content.look, hidden, grid, self.call.tokens, condition.grid)
-            residual = checkpoint(*look, use_reentrant=False)
+            residual = self._look(hidden, grid, self.call.tokens, condition.grid)
         else:
+            # not there yet where the condition was set with gradients
             if self.site not in self.call.photo:
                 self.call.photo[self.site] = self.content.keys_values(self.call.tokens, condition.grid)
             residual = self.content(hidden, grid, self.call.photo[self.site])
         return torch.add(output, residual, alpha=self.call.image_strength)
+
+    def _look(self, *arguments: Any) -> torch.Tensor:
+        # computed again in the backward pass, where it is not anyway: all sites' keys, values and queries would be much to keep
+        if self.transformer.gradient_checkpointing:
+            return self.content.look(*arguments)
+        return checkpoint(self.content.look, *arguments, use_reentrant=False)

@@ -258,6 +258,17 @@ def test_words_and_weights_learn_as_through_the_text_of_each_frame(tiny_unet, ti
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
 
 
+@pytest.mark.parametrize("kind", ["attn1", "attn2"])
+def test_a_fresh_processor_of_the_same_class_is_the_default_one(tiny_unet, tiny_adapter, kind):
+    """As diffusers makes them where an IP-Adapter is loaded or unloaded; they stay when the adapter goes."""
+    with DiffusersHost(tiny_unet, tiny_adapter):
+        found = {name: type(p)() for name, p in tiny_unet.attn_processors.items() if f".{kind}." in name}
+        assert found and all(type(p) is AttnProcessor2_0 for p in found.values())
+        tiny_unet.set_attn_processor({**tiny_unet.attn_processors, **found})
+    assert {name: tiny_unet.attn_processors[name] for name in found} == found
+    assert all(type(p) is AttnProcessor2_0 for p in tiny_unet.attn_processors.values())
+
+
 def test_self_attention_is_the_bases_own(tiny_unet, tiny_adapter, tiny_condition):
     """Bit for bit in float32; under a mask the default processor answers."""
     attention = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
@@ -387,6 +398,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_unet, tiny_adapter
     """And every motion module keeps nothing for the backward pass: it runs again there, once."""
     tiny_unet.train()
     runs = dict.fromkeys(tiny_adapter.motion.names, 0)
+    looks = []
+    tiny_adapter.content[tiny_adapter.content.names[0]].to_k.register_forward_hook(lambda *_: looks.append(1))
     for name in runs:
 
         def count(module, arguments, name=name):
@@ -394,10 +407,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_unet, tiny_adapter
 
         tiny_adapter.motion[name].register_forward_pre_hook(count)
     plain = adapter_gradients(tiny_unet, tiny_adapter, tiny_condition())
-    assert set(runs.values()) == {1}
+    assert set(runs.values()) == {1} and len(looks) == 2
     tiny_unet.enable_gradient_checkpointing()
     checkpointed = adapter_gradients(tiny_unet, tiny_adapter, tiny_condition())
-    assert set(runs.values()) == {3}
+    # and content attention no oftener than without
+    assert set(runs.values()) == {3} and len(looks) == 4
     expected = {name for name, _ in tiny_adapter.named_parameters() if not name.startswith("reweight.")}
     assert set(plain) == set(checkpointed) == expected
     for name, gradient in plain.items():
