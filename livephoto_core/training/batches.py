@@ -153,19 +153,19 @@ class Batches:
         noise = [drawn_noise(p, shape, drawn_share(p, self.shared_noise, self.seed), has_first, self.seed) for p in positions]
         drops = [float(torch.rand((), generator=_generator(self.seed, 5, p))) < self.text_drop for p in positions]
         # the empty text comes behind the captions
-        rows = [len(self.text_ids) if dropped else index for dropped, index in zip(drops, indices, strict=True)]
+        texts = [len(self.text_ids) if dropped else index for dropped, index in zip(drops, indices, strict=True)]
         return Batch(
             latents=latents,
             noise=torch.stack(noise),
             timesteps=timesteps,
-            text_ids=torch.stack([self.text_ids[row] if row < len(self.text_ids) else self.empty_ids for row in rows]),
+            text_ids=torch.stack([self.text_ids[row] if row < len(self.text_ids) else self.empty_ids for row in texts]),
             tokens=self.clips.tokens(indices),
             grid=self.clips.grid,
             levels=levels if places is None else levels[:, places],
             places=places,
             length=length,
             unseen=unseen,
-            text=None if self.texts is None else self.texts.of(rows),
+            text=None if self.texts is None else self.texts.of(texts),
         )
 
     # torch cannot stack the cache's halves under a CPU's bfloat16

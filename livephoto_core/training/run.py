@@ -189,7 +189,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         )
     check_fit(config, base_shape(base.unet))
     adapter = build_adapter(run, config)
-    folder = cache = Path(run.data.cache or Path(run.out) / "cache")
+    folder = own = Path(run.data.cache or Path(run.out) / "cache")
     if run.data.kind != "cache":
         check_levels(run, config, run.data.intensity_from)
     if run.sample_every and run.data.held_out and base.image_encoder is None and config.parts.content:
@@ -227,7 +227,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         )
     stress = LossWeights(run.motion_weight, run.first_frame_weight, run.padding_penalty, run.word_penalty)
     ids, empty = (token_ids_of(base.tokenizer, texts, text_length(base)) for texts in (clips.captions, [""]))
-    texts = encoded_texts(base, torch.cat([ids, empty]), cache) if run.freeze_base else None
+    texts = encoded_texts(base, torch.cat([ids, empty]), own) if run.freeze_base else None
     text_encoder = base.text_encoder if texts is None else None
     model = TrainingModel(base.unet, adapter, text_encoder, config.schedule, base.prediction_type, run.freeze_base, stress)
     batches = Batches(

@@ -44,6 +44,8 @@ class Sampler:
     def __call__(self, model: TrainingModel, step: int) -> None:
         """Write `step-000123.png`. The model's own hooks are off meanwhile, the pipeline puts on its own.
 
+        What the model does not train with is on its device for as long as this takes, then on the CPU again.
+
         Raises:
             LivePhotoError: the sheet cannot be written.
         """
@@ -63,6 +65,10 @@ class Sampler:
             ]
         finally:
             model.host.attach()
+            trains = set(model.modules())
+            for part in (base.vae, base.text_encoder, base.image_encoder):
+                if part is not None and part not in trains:
+                    part.to("cpu")
         self.folder.mkdir(parents=True, exist_ok=True)
         labels = [f"{text} | {level:g}" for text, level in zip(texts, levels, strict=True)]
         write_picture(contact_sheet(rows, labels), self.folder / f"step-{step:06d}.png", {"step": step})

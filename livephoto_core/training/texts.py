@@ -15,7 +15,6 @@ from tqdm import tqdm
 from ..errors import LivePhotoError
 from ..files import atomic_path
 from .cache import OPEN_SHARDS, make_folder
-from .caching import weights_digest
 
 SHARD = 256
 NAME = "text"
@@ -32,9 +31,18 @@ class Texts:
         return hashlib.sha256(self.different.numpy().tobytes()).hexdigest()[:16]
 
 
+def encoder_digest(encoder: nn.Module) -> str:
+    """Tells a text encoder from another by all of its weights, in half precision: a few new words change a few rows alone."""
+    digest = hashlib.sha256(str(encoder.config.hidden_act).encode())
+    for name, tensor in encoder.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def texts_folder(cache: Path, texts: Texts, encoder: nn.Module) -> Path:
     """Where a run's texts lie: a folder of their own for each set of captions and each text encoder."""
-    return cache / f"texts-{texts.digest()}-{weights_digest(encoder)}"
+    return cache / f"texts-{texts.digest()}-{encoder_digest(encoder)}"
 
 
 def _path(folder: Path, number: int) -> Path:
@@ -56,6 +64,9 @@ def fill_texts(folder: Path, texts: Texts, encoder: nn.Module, device: torch.dev
     encoder.to(device)
     try:
         for number in tqdm(missing, desc="caching texts", unit="shard"):
+            # another run may have been faster
+            if _path(folder, number).is_file():
+                continue
             hidden = encoder(parts[number].to(device)).last_hidden_state
             with atomic_path(_path(folder, number)) as temporary:
                 temporary.write_bytes(safetensors.torch.save({NAME: hidden.half().cpu().contiguous()}))

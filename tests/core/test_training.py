@@ -235,6 +235,19 @@ def test_a_price_is_paid_in_the_loss_and_lowers_the_weight_of_its_tokens(run_fil
     assert shares[1] < 0.9 * shares[0]
 
 
+def test_a_frozen_text_encoder_is_not_there_and_batches_bring_its_texts(run_file, tiny_base_folder, tmp_path):
+    model, batches, *_ = prepare(load_run(run_file(text_drop=0.5)))
+    assert model.text_encoder is None and len(list((tmp_path / "run" / "cache").glob("texts-*/*"))) == 1
+    encoder = load_base(tiny_base_folder).text_encoder
+    stepped = [batches.step(step) for step in range(4)]
+    empty = [torch.equal(ids, batches.empty_ids) for batch in stepped for ids in batch.text_ids]
+    assert any(empty) and not all(empty)
+    for batch in (*stepped, batches.fixed([3, 0], 500)):
+        with torch.no_grad():
+            wanted = encoder(batch.text_ids).last_hidden_state
+        torch.testing.assert_close(batch.text, wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_training_lowers_the_loss_and_leaves_a_frozen_base_alone(run_file, tmp_path, tiny_base_folder):
     model, batches, *_ = prepare(load_run(run_file()))
     before = {name: p.clone() for name, p in model.unet.state_dict().items()}
