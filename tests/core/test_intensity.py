@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -148,6 +149,15 @@ def test_many_clips_without_a_compiler_are_measured_all_the_same(monkeypatch, fa
     assert len(attempts) == 1, "tried again for every clip"
     with pytest.raises(LivePhotoError, match="2 frames or more, got 1"):
         measure(clip[:1])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_many_clips_are_measured_by_compiled_code():
+    """Not by what stands in for it where compiling fails."""
+    torch._dynamo.reset()
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    ManyClipsSsim(after=0)(torch.rand(2, 3, 9, 9))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > compiled
 
 
 def test_many_clips_compiled_are_measured_alike():
