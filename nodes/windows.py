@@ -184,7 +184,7 @@ class LivePhotoContextWindows(io.ComfyNode):
                     "schedule",
                     options=list(SCHEDULES),
                     default=SCHEDULES[0],
-                    tooltip="Alternating: the fastest; windows lie up to half a window elsewhere at every other step. "
+                    tooltip="Alternating: few and even windows, which lie up to half a window elsewhere at every other step. "
                     "Static: the same windows at every step; only an overlap of 4 or more hides their seams. "
                     "Uniform: they shift with the steps. Looped: the end is joined to the beginning too.",
                 ),
