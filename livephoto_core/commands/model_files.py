@@ -19,7 +19,8 @@ DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
 class ModelFiles:
     """Files of a model: adapter checkpoint and base, and what stands in for parts of the base or is added to it.
 
-    `adapter` is "demo" or a checkpoint; the demo brings its base along. `precision` is one of PRECISIONS.
+    `adapter` is "demo" or a checkpoint; the demo brings its base along. `precision` is one of PRECISIONS: `precision_for` gives one
+    for what is asked for.
     """
 
     adapter: str | Path = DEMO
