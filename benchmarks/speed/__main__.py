@@ -24,13 +24,14 @@ from livephoto_core.files import atomic_path, check_writable
 
 from .child import measure_alone
 from .comfyui import measure_steps, measure_windows
+from .demo import measure_demo
 from .motion import measure_ssim
 from .report import markdown
 from .systems import SYSTEMS, Case, Encoders, Systems
 from .timing import by_turns, flops, machine, paired_ratio, peak_flops, spread
 from .training import TRAININGS
 
-PARTS = ("steps", "memory", "clips", "comfyui", "training", "ssim")
+PARTS = ("steps", "memory", "clips", "comfyui", "training", "ssim", "demo")
 # what a CPU gets done in minutes, and what a GPU is for
 CPU_SIZES, GPU_SIZES = "64", "256,512"
 TIMESTEPS = NoiseSchedule().timesteps
@@ -112,7 +113,7 @@ def _listed(name: str, text: str, kind: Callable) -> list:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All that was asked for, as plain values."""
     report: dict[str, Any] = {"machine": machine(options.device), "command": sys.argv[1:]}
-    report |= {part: [] for part in ("steps", "clips", "comfyui", "windows", "training", "ssim")}
+    report |= {part: [] for part in ("steps", "clips", "comfyui", "windows", "training", "ssim", "demo")}
     for precision in options.precision:
         fixed = Case(frames=options.frames, channels=options.channels, device=options.device, precision=precision)
         peak = peak_flops(options.device, fixed.dtype)
@@ -133,6 +134,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         report["ssim"] = [
             measure_ssim(size, options.frames, options.device, options.rounds) for size in sorted({*options.sizes, 256})
         ]
+    if "demo" in options.parts:
+        _shown("the demo's clip")
+        report["demo"] = [measure_demo(options.clip_steps, options.device, options.rounds)]
     return report
 
 

@@ -75,4 +75,9 @@ def markdown(report: dict[str, Any]) -> str:
             clip = f"{entry['size']}x{entry['size']}x{entry['frames']}{', compiled' if name == 'compiled' else ''}"
             difference = entry["difference"][name]
             lines.append(f"| {clip} | {rates[name]:.3g} | {rates['scikit-image']:.3g} | {times:.1f} | {difference:.0e} |")
+    for entry in report["demo"]:
+        lines += ["", f"The demo's clip, {entry['steps']} steps with guidance, inversion included:"]
+        times = ", ".join(f"{name} {value['median']:.3g} s" for name, value in entry["seconds"].items())
+        near = ", ".join(f"{name}'s frames are fp32's to {psnr:.0f} dB" for name, psnr in entry["psnr"].items())
+        lines.append(f"{times}; {near}")
     return "\n".join(lines) + "\n"

@@ -17,7 +17,7 @@ def python(*arguments):
 
 def test_benchmark_at_a_tiny_size(tmp_path):
     tiny = ("--channels", "64,64,64,64", "--sizes", "64", "--frames", "2", "--rounds", "1", "--clip-steps", "1", "--device", "cpu")
-    parts = ("--parts", "steps,memory,clips,training,ssim")
+    parts = ("--parts", "steps,memory,clips,training,ssim,demo")
     done = python("-m", "benchmarks.speed", "-o", tmp_path / "out", *tiny, "--cfg", "2", *parts)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "speed.json").read_text())
@@ -36,6 +36,8 @@ def test_benchmark_at_a_tiny_size(tmp_path):
     assert all(found["clips_a_second"] > 0 and found["peak_memory"] > 2**26 for found in training["systems"].values())
     for entry in report["ssim"]:
         assert set(entry["difference"]) - {"compiled"} == {"livephoto"} and max(entry["difference"].values()) < 1e-4
+    [demo] = report["demo"]
+    assert set(demo["seconds"]) == {"fp32", "bf16"} and demo["psnr"]["bf16"] > 40
     table = (tmp_path / "out" / "speed.md").read_text()
     assert "| 64x64x2, cfg 2, fp32, widths 64/64/64/64 | PIA (diffusers) |" in table
     assert "| plain loop, cached latents, 64x64x2, " in table
