@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from .model.attention import attend, heads_first
 
 
-class StandIn:
+class StandIn(ABC):
     """An attention processor of diffusers in the place of its default one.
 
     It hands over to that one what it has no answer for. After `give_way` it is the default one, wherever others may have kept it.
@@ -65,11 +66,11 @@ class StandIn:
         out = attend(*(heads_first(x, attn.heads) for x in (attn.to_q(hidden_states), *keys_values)))
         return attn.to_out[1](attn.to_out[0](out))
 
+    @abstractmethod
     def keys_values(
         self, attn: nn.Module, hidden: torch.Tensor, text: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Keys and values [N, L, C] for hidden states [N, P, C] and a text [N, L, D]; None to hand over to the default one."""
-        raise NotImplementedError
 
 
 class SelfAttention(StandIn):
