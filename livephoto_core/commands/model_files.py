@@ -74,7 +74,7 @@ def precision_for(asked: str, device: str) -> str:
 
     if asked != AUTO:
         return asked
-    # torch before 2.7 does not tell
+    # older torch does not tell
     known = getattr(torch.cpu, "get_capabilities", dict)()
     native = known.get("avx512_bf16") or known.get("amx_bf16")
     return "bf16" if device == "cpu" and native else "fp32"
