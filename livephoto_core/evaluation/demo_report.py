@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--level-count", type=int, help="clips for the level figures, each made 6 times (default: --count)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
     add_guidance_options(parser)
+    parser.add_argument("--precision", default="fp32", help="fp32 (default), bf16, or on a GPU fp16: figures differ a little")
     parser.add_argument("--batch", type=int, default=8, help="clips made at a time (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the clips and of the noise (default 0)")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
@@ -106,7 +107,7 @@ def _run(options: argparse.Namespace) -> None:
         raise LivePhotoError("the report needs scipy: pip install 'comfyui-livephoto[eval]'")
     device = options.device or default_device()
     # kept among the options, which the report names as its settings
-    files = ModelFiles(options.model, options.base)
+    files = ModelFiles(options.model, options.base, precision=options.precision)
     demo = is_demo(read_model_config(files))
     options.cfg, options.min_cfg = guidance(options.cfg, options.min_cfg, BatchSampling.sampler, demo)
     sampling = BatchSampling(options.steps, options.cfg, options.min_cfg)

@@ -256,7 +256,9 @@ def test_a_batch_makes_the_clips_that_animate_makes(tiny_base, tiny_adapter_file
 def test_the_command_refuses_in_one_line(tmp_path, capsys):
     assert demo_report.main(["--count", "0", "-o", str(tmp_path / "report.json")]) == 2
     assert demo_report.main(["--model", str(tmp_path / "none.safetensors"), "-o", str(tmp_path / "report.json")]) == 2
+    assert demo_report.main(["--precision", "fp8", "-o", str(tmp_path / "report.json")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert all(line.startswith("demo_report: ") for line in lines)
+    assert "fp8" in lines[-1]
     assert list(tmp_path.iterdir()) == []
