@@ -55,7 +55,8 @@ class Phase:
     The camera's motions first: they teach the content attention to fetch. Among all motions, most of which leave the picture where
     it is, its finest level settles on looking straight ahead, and stays there. Two frames of many clips then teach what moves where
     sooner than sixteen of a few; words must be read before a price on them can tell those that help from the rest. Whole clips at
-    last teach the frames to go together, and the first to be the photo, so that it is stressed and what moves is stressed less.
+    last teach the frames to go together, and the first to be the photo, so that it is stressed and what moves is stressed less; and
+    then, without a price on words, what is to be made of noise alone, with which sampling begins.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Phase:
     motion_weight: float
     first_frame_weight: float = 1.0
     word_penalty: float = 0.0
+    pure_noise: float = 0.0
     words: tuple[str, ...] = ()
     repeats: dict[str, int] = field(default_factory=dict)
 
@@ -160,6 +162,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
         "first_frame_weight": phase.first_frame_weight,
         "padding_penalty": 0.01,
         "word_penalty": phase.word_penalty,
+        "pure_noise": phase.pure_noise,
         "ema": 0.998,
         "save_every": 200,
         "validate_every": 200,
@@ -224,6 +227,7 @@ def build(
     camera_steps: int,
     steps: int,
     whole_steps: int,
+    further_steps: int,
     processes: int,
 ) -> None:
     """All steps, one after the other.
@@ -239,22 +243,24 @@ def build(
     make_patch_encoder(base, patch_steps, processes)
     make_cache(base, base / "cache", clips, processes)
     make_base(base, still_steps)
+    whole = replace(
+        APART,
+        name="whole",
+        steps=whole_steps,
+        batch=4,
+        frames_per_clip=0,
+        learning_rate=6e-4,
+        decay_from=0.3,
+        motion_weight=0.8,
+        first_frame_weight=6.0,
+        word_penalty=0.002,
+        repeats=thing_repeats(),
+    )
     phases = (
         replace(APART, name="camera", steps=camera_steps, decay_from=1.0, timestep_shift=3.0, word_penalty=0.0, words=CAMERA_WORDS),
         replace(APART, steps=steps, repeats=thing_repeats()),
-        replace(
-            APART,
-            name="whole",
-            steps=whole_steps,
-            batch=4,
-            frames_per_clip=0,
-            learning_rate=6e-4,
-            decay_from=0.3,
-            motion_weight=0.8,
-            first_frame_weight=6.0,
-            word_penalty=0.002,
-            repeats=thing_repeats(),
-        ),
+        whole,
+        replace(whole, name="further", steps=further_steps, learning_rate=5e-4, decay_from=0.1, word_penalty=0.0, pure_noise=0.15),
     )
     cache, start, adapter = base / "cache", base, None
     texts = list(dict.fromkeys([*CachedClips(cache).captions, *corpus()]))
@@ -278,6 +284,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=APART.steps)
     parser.add_argument("--camera-steps", type=int, default=700)
     parser.add_argument("--whole-steps", type=int, default=2000)
+    parser.add_argument("--further-steps", type=int, default=2500)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     try:
@@ -290,6 +297,7 @@ def main() -> None:
             options.camera_steps,
             options.steps,
             options.whole_steps,
+            options.further_steps,
             options.processes,
         )
     except LivePhotoError as error:
