@@ -34,6 +34,11 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, kept: torch.Tensor) -> t
     return kept.sqrt() * clean + (1 - kept).sqrt() * noise
 
 
+def implied_noise(x: torch.Tensor, clean: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The noise [...] with which `clean` would have become x = add_noise(clean, noise, kept)."""
+    return (x - kept.sqrt() * clean) / (1 - kept).sqrt()
+
+
 def prediction_target(clean: torch.Tensor, noise: torch.Tensor, kept: torch.Tensor, prediction_type: str) -> torch.Tensor:
     """What a model is to predict, [...] as `clean`: the noise, or v = sqrt(kept) noise - sqrt(1 - kept) clean.
 

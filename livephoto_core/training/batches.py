@@ -96,7 +96,8 @@ class Batches:
     frames_per_clip: how many frames of a clip a step trains on, 0 for all.
     timesteps: of the noise schedule; timestep_shift: see `drawn_timesteps`. shared_noise: the most that `drawn_share` draws, for
     clips of any level: where noise hardly differs, what moves shows through it, and the text need not be read. pure_noise: the
-    share of clips that are unseen at the last timestep.
+    share of clips that are unseen at the last timestep. own_guesses: of the others, the share whose noisy latents are made of the
+    model's own guess, in the noisier half of the timesteps: below it, what is still to be mended of a guess is no small correction.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Batches:
         timestep_shift: float = 1.0,
         shared_noise: float = 0.0,
         pure_noise: float = 0.0,
+        own_guesses: float = 0.0,
         texts: CachedTexts | None = None,
     ):
         self.clips, self.indices = clips, indices
@@ -121,7 +123,7 @@ class Batches:
         self.thresholds, self.batch, self.seed = thresholds, batch, seed
         self.text_drop, self.frames_per_clip = text_drop, frames_per_clip
         self.timesteps, self.timestep_shift = timesteps, timestep_shift
-        self.shared_noise, self.pure_noise = shared_noise, pure_noise
+        self.shared_noise, self.pure_noise, self.own_guesses = shared_noise, pure_noise, own_guesses
         self.texts = texts
         self._epoch, self._order = -1, torch.empty(0)
 
@@ -131,6 +133,10 @@ class Batches:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, clip_order(len(self.indices), self.seed, epoch)
         return self.indices[int(self._order[place])]
+
+    def _chosen(self, positions: list[int], kind: int, share: float) -> torch.Tensor:
+        """Which clips [B] of those at positions of the stream of epochs are of a share of all, by random numbers of a kind."""
+        return torch.tensor([float(torch.rand((), generator=_generator(self.seed, kind, p))) < share for p in positions])
 
     def _levels(self, indices: list[int], length: int) -> torch.Tensor:
         """The level of each frame [B, length] of clips."""
@@ -142,8 +148,9 @@ class Batches:
         positions = [step * self.batch + r for r in rows]
         indices = [self._picked(p) for p in positions]
         timesteps = drawn_timesteps(step, self.batch, self.timesteps, self.seed, self.timestep_shift)[list(rows)]
-        unseen = torch.tensor([float(torch.rand((), generator=_generator(self.seed, 9, p))) < self.pure_noise for p in positions])
-        timesteps = timesteps.masked_fill(unseen, self.timesteps - 1)
+        unseen = self._chosen(positions, 9, self.pure_noise)
+        guessed = self._chosen(positions, 10, self.own_guesses) & ~unseen
+        timesteps = torch.where(guessed, (self.timesteps + timesteps) // 2, timesteps).masked_fill(unseen, self.timesteps - 1)
         latents = self.clips.latents(indices)
         length = latents.shape[1]
         places = drawn_places(step, length, self.frames_per_clip, self.seed)
@@ -151,7 +158,7 @@ class Batches:
         has_first = places is None or int(places[0]) == 0
         levels = self._levels(indices, length)
         noise = [drawn_noise(p, shape, drawn_share(p, self.shared_noise, self.seed), has_first, self.seed) for p in positions]
-        drops = [float(torch.rand((), generator=_generator(self.seed, 5, p))) < self.text_drop for p in positions]
+        drops = self._chosen(positions, 5, self.text_drop).tolist()
         # the empty text comes behind the captions
         texts = [len(self.text_ids) if dropped else index for dropped, index in zip(drops, indices, strict=True)]
         return Batch(
@@ -165,6 +172,7 @@ class Batches:
             places=places,
             length=length,
             unseen=unseen,
+            guessed=guessed,
             text=None if self.texts is None else self.texts.of(texts),
         )
 

@@ -61,7 +61,9 @@ class RunConfig:
     and `shared_noise_still`, on which nothing is trained, for level 1. 0 is the paper's, -1 what the adapter says, and
     `shared_noise` alone is for all levels. `pure_noise` is the share of clips of which the UNet sees pure noise at the last
     timestep, as sampling starts: the little that a schedule leaves of a clip there tells its motion, and the text need not be read
-    (after Lin et al., arXiv 2305.08891). It is for a base that predicts v.
+    (after Lin et al., arXiv 2305.08891). `own_guesses` is the share of clips of which it sees, noised again, what it makes of pure
+    noise, and is to make the clip all the same: sampling goes on from such guesses, which training on clips alone never shows
+    (exposure bias, Ning et al., arXiv 2301.11706). It takes about a third more time. Both are for a base that predicts v.
 
     Without `freeze_base` the UNet and the text encoder train too, and `out` is then a whole base folder. `optimizer` is "adamw", or
     "muon": Muon for the matrices of hidden layers and AdamW for the rest, at one learning rate. `rate_factors` multiplies the
@@ -99,6 +101,7 @@ class RunConfig:
     word_penalty: float = 0.0
     timestep_shift: float = 1.0
     pure_noise: float = 0.0
+    own_guesses: float = 0.0
     shared_noise: float = AS_THE_ADAPTER_SAYS
     shared_noise_still: float = AS_THE_ADAPTER_SAYS
     mixed_precision: str = "no"
@@ -259,7 +262,7 @@ _AT_LEAST_ZERO = (
     "validate_every",
     "sample_every",
 )
-_SHARES = ("text_drop", "ema", "decay_from", "pure_noise")
+_SHARES = ("text_drop", "ema", "decay_from", "pure_noise", "own_guesses")
 
 
 def _check(run: RunConfig) -> None:

@@ -12,7 +12,7 @@ from ..conditioning import ClipCondition
 from ..config import NoiseSchedule
 from ..diffusers_host import DiffusersHost
 from ..model.adapter import LivePhotoAdapter
-from ..schedule import add_noise, alphas_cumprod, prediction_target
+from ..schedule import add_noise, alphas_cumprod, clean_and_noise, implied_noise, prediction_target
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Batch:
     text_ids: the captions' token ids [B, 77].
     tokens, grid, levels, places, length: as in ClipCondition.
     unseen: [B], true for clips of which nothing is left in what the UNet is given; None for none.
+    guessed: [B], true for clips of which the UNet is given what it makes of their noise alone, noised again; None for none.
     text: the captions' embeddings [B, 77, D] where they are cached; None for the text encoder to make them.
     """
 
@@ -38,6 +39,7 @@ class Batch:
     places: torch.Tensor | None
     length: int
     unseen: torch.Tensor | None = None
+    guessed: torch.Tensor | None = None
     text: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -148,6 +150,15 @@ class TrainingModel(nn.Module):
         ).sample
         return rearrange(output, "(b f) c h w -> b f c h w", b=clips)
 
+    @torch.no_grad()
+    def guess(self, batch: Batch, reference: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """The clips [B, F, C, h, w] that the model makes of a batch's noise alone, in one step as sampling begins; as `predict`."""
+        last = torch.full_like(batch.timesteps, len(self.alphas) - 1)
+        output = self.predict(replace(batch, timesteps=last), batch.noise, reference, text)
+        # in older torch autocast keeps the halves of the weights that it made here, which know no gradients
+        torch.clear_autocast_cache()
+        return clean_and_noise(batch.noise, output.float(), kept_at(self.alphas, last), self.prediction)[0]
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """The loss of each clip [B] (paper section 4.1: mean square error)."""
         latents, places = batch.latents, batch.places
@@ -157,12 +168,18 @@ class TrainingModel(nn.Module):
         else:
             latents = latents[:, places]
         kept = kept_at(self.alphas, batch.timesteps)
-        noisy = add_noise(latents, batch.noise, kept)
+        noise = batch.noise
+        noisy = add_noise(latents, noise, kept)
         if batch.unseen is not None:
-            noisy = torch.where(batch.unseen[:, None, None, None, None], batch.noise, noisy)
-        wanted = prediction_target(latents, batch.noise, kept, self.prediction)
+            noisy = torch.where(batch.unseen[:, None, None, None, None], noise, noisy)
         text, weights = self.weigh_text(batch)
-        error = (self.predict(batch, noisy, reference, self.host.weigh(text, weights)).float() - wanted).square()
+        weighted = self.host.weigh(text, weights)
+        if batch.guessed is not None and batch.guessed.any():
+            guessed = batch.guessed[:, None, None, None, None]
+            noisy = torch.where(guessed, add_noise(self.guess(batch, reference, weighted), noise, kept), noisy)
+            noise = torch.where(guessed, implied_noise(noisy, latents, kept), noise)
+        wanted = prediction_target(latents, noise, kept, self.prediction)
+        error = (self.predict(batch, noisy, reference, weighted).float() - wanted).square()
         stress = self.loss_weights
         error = error * motion_weights(latents, reference, stress.motion)
         error = error * first_frame_weights(places, stress.first_frame)

@@ -182,11 +182,12 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     """
     config = adapter_config_of(run)
     base = load_run_base(run)
-    if run.pure_noise and base.prediction_type != "v_prediction":
-        raise LivePhotoError(
-            f"pure_noise is {run.pure_noise:g}, but {run.base} predicts {base.prediction_type}, "
-            "which pure noise gives away: set it to 0"
-        )
+    for name in ("pure_noise", "own_guesses"):
+        if getattr(run, name) and base.prediction_type != "v_prediction":
+            raise LivePhotoError(
+                f"{name} is {getattr(run, name):g}, but {run.base} predicts {base.prediction_type}, "
+                "which pure noise gives away: set it to 0"
+            )
     check_fit(config, base_shape(base.unet))
     adapter = build_adapter(run, config)
     folder = own = Path(run.data.cache or Path(run.out) / "cache")
@@ -244,6 +245,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         run.timestep_shift,
         config.shared_noise,
         run.pure_noise,
+        run.own_guesses,
         texts,
     )
     sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)

@@ -41,6 +41,7 @@ FIXED_SETTINGS = (
     "word_penalty",
     "timestep_shift",
     "pure_noise",
+    "own_guesses",
     "seed",
 )
 
@@ -188,7 +189,8 @@ def _mismatch(state: dict[str, Any], model: TrainingModel, optimizer: torch.opti
     saved = json.loads(state.get("settings", "{}"))
     if saved:
         # what runs did before there were these settings: own noise for each frame, looks that turn round the picture's middle
-        saved = {"pure_noise": 0.0, "adapter.shared_noise": 0.0, "adapter.shared_noise_still": 0.0, **saved}
+        shares = ("pure_noise", "own_guesses", "adapter.shared_noise", "adapter.shared_noise_still")
+        saved = {**dict.fromkeys(shares, 0.0), **saved}
         saved["adapter.content"] = {"centred": False, **saved.get("adapter.content", settings["adapter.content"])}
     for name in saved.keys() & settings.keys():
         if saved[name] != settings[name]:

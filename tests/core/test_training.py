@@ -24,10 +24,11 @@ from livephoto_core.errors import LivePhotoError
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import write_clip
 from livephoto_core.noise import share_noise
+from livephoto_core.schedule import add_noise, clean_and_noise
 from livephoto_core.training.batches import Batches, drawn_noise, drawn_places, drawn_share, drawn_timesteps, one_ahead
 from livephoto_core.training.cache import CachedClips, EncodedClip, cache_stream
 from livephoto_core.training.config import RunConfig, load_run, run_from_dict
-from livephoto_core.training.model import Batch, first_frame_weights, motion_weights, token_weights
+from livephoto_core.training.model import Batch, first_frame_weights, kept_at, motion_weights, token_weights
 from livephoto_core.training.run import adapter_config_of, prepare, process_state, train
 from livephoto_core.training.samples import NO_CAPTION, readable
 from livephoto_core.training.trainer import (
@@ -478,7 +479,8 @@ def test_state_comes_back_whole_with_the_scale_of_half_precision(started, tmp_pa
     for name, parameter in model.trained().items():
         assert torch.equal(parameter, saved[name]) and torch.equal(average.values[name], saved[name])
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    before = {name: value for name, value in json.loads(state["settings"]).items() if "_noise" not in name}
+    new = ("pure_noise", "own_guesses", "adapter.shared_noise", "adapter.shared_noise_still")
+    before = {name: value for name, value in json.loads(state["settings"]).items() if name not in new}
     before["adapter.content"].pop("centred")
     torch.save({**state, "settings": json.dumps(before)}, tmp_path / "state.pt")
     uncentred = {**settings, "adapter.content": {**settings["adapter.content"], "centred": False}}
@@ -661,12 +663,52 @@ def test_a_share_of_the_clips_is_seen_as_pure_noise_at_the_last_timestep(run_fil
     assert torch.equal(same, batch.unseen)
 
 
-def test_pure_noise_is_for_bases_that_predict_v(run_file, tiny_base_folder, tmp_path):
+def test_a_share_of_the_clips_is_made_anew_from_the_models_own_guess(run_file):
+    model, batches, *_ = prepare(load_run(run_file(own_guesses=0.5, pure_noise=0.2)))
+    plain = prepare(load_run(run_file(pure_noise=0.2)))[1]
+    found = [(batches.step(step), plain.step(step)) for step in range(100)]
+    guessed = torch.stack([mixed.guessed for mixed, _ in found])
+    assert 0.3 < guessed.float().mean() < 0.5 and not any(own.guessed.any() for _, own in found)
+    for mixed, own in found:
+        assert not (mixed.guessed & mixed.unseen).any() and torch.equal(mixed.unseen, own.unseen)
+        assert torch.equal(mixed.timesteps[~mixed.guessed], own.timesteps[~mixed.guessed])
+        assert (mixed.timesteps[mixed.guessed] >= 500).all()
+    batch = next(b for b, _ in found if b.guessed.any() and not b.guessed.all() and not b.unseen.any())
+    calls = []
+    model.unet.register_forward_hook(lambda unet, inputs, output: calls.append((*inputs[:2], output.sample)))
+    loss = model(batch)
+    (first, last, guess), (noisy, _, output) = calls
+    shape = batch.noise.shape[:2]
+    assert (last == 999).all() and torch.equal(first.unflatten(0, shape), batch.noise) and not guess.requires_grad
+    kept = kept_at(model.alphas, batch.timesteps)
+    made, _ = clean_and_noise(batch.noise, guess.unflatten(0, shape), model.alphas[-1], "v_prediction")
+    rows = batch.guessed[:, None, None, None, None]
+    given = torch.where(rows, add_noise(made, batch.noise, kept), add_noise(batch.latents, batch.noise, kept))
+    assert torch.allclose(noisy.unflatten(0, shape), given, atol=1e-6)
+    # what it is to make of them is the clip, whatever they were made of
+    clean, _ = clean_and_noise(given, output.unflatten(0, shape), kept, "v_prediction")
+    error = (clean - batch.latents).square().mean((1, 2, 3, 4)) / (1 - kept.flatten())
+    assert torch.allclose(loss, error, rtol=1e-4)
+
+
+def test_a_guess_under_autocast_leaves_every_weight_its_gradient(run_file):
+    model, batches, *_ = prepare(load_run(run_file(own_guesses=1.0)))
+    batch = batches.step(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(batch).mean().backward()
+    lost = {name for name, p in model.trained().items() if p.grad is None}
+    plain, batches, *_ = prepare(load_run(run_file()))
+    plain(batches.step(0)).mean().backward()
+    assert lost == {name for name, p in plain.trained().items() if p.grad is None}
+
+
+def test_pure_noise_and_guesses_from_it_are_for_bases_that_predict_v(run_file, tiny_base_folder, tmp_path):
     shutil.copytree(tiny_base_folder, tmp_path / "eps")
     path = tmp_path / "eps" / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("v_prediction", "epsilon"))
-    with pytest.raises(LivePhotoError, match=r"pure_noise is 0.2, but .* predicts epsilon"):
-        prepare(load_run(run_file(base=str(tmp_path / "eps"), pure_noise=0.2)))
+    for name in ("pure_noise", "own_guesses"):
+        with pytest.raises(LivePhotoError, match=rf"{name} is 0.2, but .* predicts epsilon"):
+            prepare(load_run(run_file(base=str(tmp_path / "eps"), **{name: 0.2})))
 
 
 def test_one_share_alone_is_for_all_levels(run_file, tmp_path, cache_folder):
@@ -719,6 +761,7 @@ def test_learning_rate_rises_holds_and_falls():
         ({"base": "b", "seed": 2**63}, "seed is 9223372036854775808"),
         ({"base": "b", "adapter": {"size": 100}}, "adapter.size is 100"),
         ({"base": "b", "pure_noise": 1.5}, "pure_noise is 1.5"),
+        ({"base": "b", "own_guesses": -0.1}, "own_guesses is -0.1"),
         ({"base": "b", "shared_noise": 2}, "shared_noise is 2"),
         ({"base": "b", "shared_noise": -0.5}, "shared_noise is -0.5"),
         ({"base": "b", "shared_noise_still": 1.5}, "shared_noise_still is 1.5"),
