@@ -98,6 +98,7 @@ class Batches:
     clips of any level: where noise hardly differs, what moves shows through it, and the text need not be read. pure_noise: the
     share of clips that are unseen at the last timestep. own_guesses: of the others, the share whose noisy latents are made of the
     model's own guess, in the noisier half of the timesteps: below it, what is still to be mended of a guess is no small correction.
+    unguessed: clips, as in `indices`, for which there are no guesses.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Batches:
         shared_noise: float = 0.0,
         pure_noise: float = 0.0,
         own_guesses: float = 0.0,
+        unguessed: frozenset[int] = frozenset(),
         texts: CachedTexts | None = None,
     ):
         self.clips, self.indices = clips, indices
@@ -123,7 +125,8 @@ class Batches:
         self.thresholds, self.batch, self.seed = thresholds, batch, seed
         self.text_drop, self.frames_per_clip = text_drop, frames_per_clip
         self.timesteps, self.timestep_shift = timesteps, timestep_shift
-        self.shared_noise, self.pure_noise, self.own_guesses = shared_noise, pure_noise, own_guesses
+        self.shared_noise, self.pure_noise = shared_noise, pure_noise
+        self.own_guesses, self.unguessed = own_guesses, unguessed
         self.texts = texts
         self._epoch, self._order = -1, torch.empty(0)
 
@@ -149,7 +152,8 @@ class Batches:
         indices = [self._picked(p) for p in positions]
         timesteps = drawn_timesteps(step, self.batch, self.timesteps, self.seed, self.timestep_shift)[list(rows)]
         unseen = self._chosen(positions, 9, self.pure_noise)
-        guessed = self._chosen(positions, 10, self.own_guesses) & ~unseen
+        told = torch.tensor([index not in self.unguessed for index in indices])
+        guessed = self._chosen(positions, 10, self.own_guesses) & ~unseen & told
         timesteps = torch.where(guessed, (self.timesteps + timesteps) // 2, timesteps).masked_fill(unseen, self.timesteps - 1)
         latents = self.clips.latents(indices)
         length = latents.shape[1]

@@ -35,6 +35,8 @@ class DataConfig:
     A run may learn from a part of the clips: those of `least_level` or more whose caption has one of `words` (none: any caption).
     A small model that sees a few strong motions first tells left from right in hundreds of steps instead of thousands. `repeats`
     has words, and how many times an epoch a clip with that word in its caption is met: the largest of several, once without any.
+    Clips with one of `unguessed` in their caption are never seen as the model's `own_guesses`: what no text tells, such as when a
+    light flickers, those average away.
     """
 
     kind: str = "folder"
@@ -48,6 +50,7 @@ class DataConfig:
     least_level: int = 1
     words: tuple[str, ...] = ()
     repeats: dict[str, float] = field(default_factory=dict)
+    unguessed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

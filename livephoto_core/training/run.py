@@ -230,6 +230,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     ids, empty = (token_ids_of(base.tokenizer, texts, text_length(base)) for texts in (clips.captions, [""]))
     texts = encoded_texts(base, torch.cat([ids, empty]), own) if run.freeze_base else None
     text_encoder = base.text_encoder if texts is None else None
+    unguessed = frozenset(i for i in train if not words_of(clips.captions[i]).isdisjoint(run.data.unguessed))
     model = TrainingModel(base.unet, adapter, text_encoder, config.schedule, base.prediction_type, run.freeze_base, stress)
     batches = Batches(
         clips,
@@ -246,6 +247,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         config.shared_noise,
         run.pure_noise,
         run.own_guesses,
+        unguessed,
         texts,
     )
     sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)

@@ -101,7 +101,7 @@ def fixed_settings(run: RunConfig, model: TrainingModel, batches: Batches) -> di
     return {
         **{name: values[name] for name in FIXED_SETTINGS},
         # which part of the clips is learnt; where they came from changes nothing
-        **{f"data.{name}": values["data"][name] for name in ("held_out", "least_level", "words", "repeats")},
+        **{f"data.{name}": values["data"][name] for name in ("held_out", "least_level", "words", "repeats", "unguessed")},
         "the clips": batches.clips.digest(),
         "number of clips": len(batches.indices),
         **{f"adapter.{name}": value for name, value in json.loads(to_json(model.adapter.config)).items()},

@@ -691,6 +691,17 @@ def test_a_share_of_the_clips_is_made_anew_from_the_models_own_guess(run_file):
     assert torch.allclose(loss, error, rtol=1e-4)
 
 
+def test_there_are_no_guesses_of_what_no_text_tells(run_file, cache_folder):
+    data = {"kind": "cache", "path": str(cache_folder), "held_out": 2, "unguessed": ["left", "up"]}
+    _, batches, *_ = prepare(load_run(run_file(data=data, own_guesses=1.0, text_drop=0.0)))
+    captions = CachedClips(cache_folder).captions
+    told = [tuple(batches.text_ids[i].tolist()) for i, caption in enumerate(captions) if caption.endswith(("right", "down"))]
+    found = [batches.step(step) for step in range(6)]
+    texts = [tuple(ids) for batch in found for ids in batch.text_ids.tolist()]
+    guessed = [row for batch in found for row in batch.guessed.tolist()]
+    assert guessed == [text in told for text in texts] and set(guessed) == {True, False}
+
+
 def test_a_guess_under_autocast_leaves_every_weight_its_gradient(run_file):
     model, batches, *_ = prepare(load_run(run_file(own_guesses=1.0)))
     batch = batches.step(0)
