@@ -66,7 +66,8 @@ class RunConfig:
     timestep, as sampling starts: the little that a schedule leaves of a clip there tells its motion, and the text need not be read
     (after Lin et al., arXiv 2305.08891). `own_guesses` is the share of clips of which it sees, noised again, what it makes of pure
     noise, and is to make the clip all the same: sampling goes on from such guesses, which training on clips alone never shows
-    (exposure bias, Ning et al., arXiv 2301.11706). It takes about a third more time. Both are for a base that predicts v.
+    (exposure bias, Ning et al., arXiv 2301.11706). It takes one more pass through the UNet, without gradients. Both are for a base
+    that predicts v.
 
     Without `freeze_base` the UNet and the text encoder train too, and `out` is then a whole base folder. `optimizer` is "adamw", or
     "muon": Muon for the matrices of hidden layers and AdamW for the rest, at one learning rate. `rate_factors` multiplies the

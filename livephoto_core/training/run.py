@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
@@ -134,11 +134,15 @@ def words_of(caption: str) -> set[str]:
     return set(caption.lower().split())
 
 
+def tell_unknown_words(name: str, words: Iterable[str], captions: Iterable[str]) -> None:
+    """Tell of words in a setting of that name that no caption has."""
+    if unknown := sorted(set(words).difference(*map(words_of, captions))):
+        print(f"{name}: no caption has {', '.join(map(repr, unknown))} (words are in lower case)")
+
+
 def as_often_as_met(indices: list[int], captions: list[str], repeats: dict[str, float]) -> list[int]:
-    """Clips, by their places in `captions`, each as many times as an epoch is to meet it; tells of words that no caption has."""
+    """Clips, by their places in `captions`, each as many times as an epoch is to meet it."""
     words = {index: words_of(captions[index]) for index in indices}
-    if unknown := sorted(repeats.keys() - set().union(*words.values())):
-        print(f"data.repeats: no caption has {', '.join(map(repr, unknown))} (words are in lower case)")
     return [index for index in indices for _ in range(int(max((repeats[w] for w in words[index] & repeats.keys()), default=1)))]
 
 
@@ -230,6 +234,8 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     ids, empty = (token_ids_of(base.tokenizer, texts, text_length(base)) for texts in (clips.captions, [""]))
     texts = encoded_texts(base, torch.cat([ids, empty]), own) if run.freeze_base else None
     text_encoder = base.text_encoder if texts is None else None
+    for name in ("repeats", "unguessed"):
+        tell_unknown_words(f"data.{name}", getattr(run.data, name), (clips.captions[i] for i in train))
     unguessed = frozenset(i for i in train if not words_of(clips.captions[i]).isdisjoint(run.data.unguessed))
     model = TrainingModel(base.unet, adapter, text_encoder, config.schedule, base.prediction_type, run.freeze_base, stress)
     batches = Batches(

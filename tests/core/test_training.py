@@ -613,6 +613,8 @@ def test_clips_of_chosen_words_are_met_more_often(run_file, cache_folder, capsys
         assert batches.indices.count(i) == (3 if "left" in caption else 2 if "camera" in caption else 1), caption
     prepare(load_run(run_file(data={**part, "repeats": {"Left": 3, "camera": 2}})))
     assert "data.repeats: no caption has 'Left'" in capsys.readouterr().out
+    prepare(load_run(run_file(data={**part, "unguessed": ["left", "sideways"]})))
+    assert "data.unguessed: no caption has 'sideways'" in capsys.readouterr().out
 
 
 def test_a_run_on_shared_noise_says_so_in_its_checkpoint(run_file, tmp_path, cache_folder):
