@@ -46,6 +46,13 @@ TEST_STILLS = 96
 SHARED_NOISE, SHARED_NOISE_STILL = 0.6, 0.95
 COMPONENT_STILLS = 512
 STILLS_AT_ONCE = 48
+LIGHT = ("flickers", "flickering", "flicker", "blinks", "blinking")
+# what no text tells (when light flickers, where snow falls), so that a guess at it is an average
+UNTOLD = (
+    *LIGHT,
+    *("snow", "snows", "snowing", "snowflakes", "rain", "rains", "raining", "raindrops", "ripple", "ripples", "rippling"),
+    *("fireworks", "appears", "appearing", "nowhere", "pops", "suddenly"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Phase:
     it is, its finest level settles on looking straight ahead, and stays there. Two frames of many clips then teach what moves where
     sooner than sixteen of a few; words must be read before a price on them can tell those that help from the rest. Whole clips at
     last teach the frames to go together, and the first to be the photo, so that it is stressed and what moves is stressed less; and
-    then, without a price on words, what is to be made of noise alone, with which sampling begins.
+    then, without a price on words, what is to be made of noise alone, with which sampling begins, and of the
+    guesses made of it, with which sampling goes on.
     """
 
     name: str
@@ -70,6 +78,8 @@ class Phase:
     first_frame_weight: float = 1.0
     word_penalty: float = 0.0
     pure_noise: float = 0.0
+    own_guesses: float = 0.0
+    unguessed: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     repeats: dict[str, int] = field(default_factory=dict)
 
@@ -145,6 +155,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
             "intensity_from": "reconstruction",
             "words": list(phase.words),
             "repeats": phase.repeats,
+            "unguessed": list(phase.unguessed),
         },
         "freeze_base": False,
         "optimizer": "muon",
@@ -163,6 +174,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
         "padding_penalty": 0.01,
         "word_penalty": phase.word_penalty,
         "pure_noise": phase.pure_noise,
+        "own_guesses": phase.own_guesses,
         "ema": 0.998,
         "save_every": 200,
         "validate_every": 200,
@@ -228,6 +240,7 @@ def build(
     steps: int,
     whole_steps: int,
     further_steps: int,
+    guess_steps: int,
     processes: int,
 ) -> None:
     """All steps, one after the other.
@@ -256,11 +269,31 @@ def build(
         word_penalty=0.002,
         repeats=thing_repeats(),
     )
+    further = replace(
+        whole,
+        name="further",
+        steps=further_steps,
+        learning_rate=5e-4,
+        decay_from=0.1,
+        word_penalty=0.0,
+        pure_noise=0.15,
+    )
+    guesses = replace(
+        further,
+        name="guesses",
+        steps=guess_steps,
+        learning_rate=4.5e-4,
+        first_frame_weight=9.0,
+        own_guesses=0.5,
+        unguessed=UNTOLD,
+        repeats={**thing_repeats(), **dict.fromkeys(LIGHT, 4)},
+    )
     phases = (
         replace(APART, name="camera", steps=camera_steps, decay_from=1.0, timestep_shift=3.0, word_penalty=0.0, words=CAMERA_WORDS),
         replace(APART, steps=steps, repeats=thing_repeats()),
         whole,
-        replace(whole, name="further", steps=further_steps, learning_rate=5e-4, decay_from=0.1, word_penalty=0.0, pure_noise=0.15),
+        further,
+        guesses,
     )
     cache, start, adapter = base / "cache", base, None
     texts = list(dict.fromkeys([*CachedClips(cache).captions, *corpus()]))
@@ -285,6 +318,7 @@ def main() -> None:
     parser.add_argument("--camera-steps", type=int, default=700)
     parser.add_argument("--whole-steps", type=int, default=2000)
     parser.add_argument("--further-steps", type=int, default=2500)
+    parser.add_argument("--guess-steps", type=int, default=2500)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     try:
@@ -298,6 +332,7 @@ def main() -> None:
             options.steps,
             options.whole_steps,
             options.further_steps,
+            options.guess_steps,
             options.processes,
         )
     except LivePhotoError as error:

@@ -46,7 +46,7 @@ def in_this_process(monkeypatch):
 
 
 def test_one_command_makes_a_demo_that_animates(in_this_process, tmp_path, monkeypatch):
-    short = ("vae-steps", "patch-steps", "still-steps", "steps", "camera-steps", "whole-steps", "further-steps")
+    short = ("vae-steps", "patch-steps", "still-steps", "steps", "camera-steps", "whole-steps", "further-steps", "guess-steps")
     options = [part for name in short for part in (f"--{name}", "1")]
     monkeypatch.setattr("sys.argv", ["build", str(tmp_path), "--clips", str(CLIPS), "--processes", "1", *options])
     build.main()
