@@ -50,8 +50,8 @@ LIGHT = ("flickers", "flickering", "flicker", "blinks", "blinking")
 # what no text tells (when light flickers, where snow falls), so that a guess at it is an average
 UNTOLD = (
     *LIGHT,
-    *("snow", "snows", "snowing", "snowflakes", "rain", "rains", "raining", "raindrops", "ripple", "ripples", "rippling"),
-    *("fireworks", "appears", "appearing", "nowhere", "pops", "suddenly"),
+    *("snow", "snows", "snowing", "snowflakes", "rain", "rains", "raining", "raindrops", "ripples", "rippling", "waves"),
+    *("fireworks", "appears", "appearing", "nowhere", "pops", "shows"),
 )
 
 

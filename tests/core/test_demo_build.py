@@ -7,10 +7,12 @@ from livephoto_core.checkpoint import read_config
 from livephoto_core.cli import main
 from livephoto_core.demo import build, clip_cache, padding, patches
 from livephoto_core.demo.photos import Photo
+from livephoto_core.demo.phrasings import phrasings
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import write_picture
 from livephoto_core.training.cache import finish_cache
-from livephoto_core.training.run import train
+from livephoto_core.training.config import load_run
+from livephoto_core.training.run import train, words_of
 
 CLIPS = 80
 
@@ -54,11 +56,21 @@ def test_one_command_makes_a_demo_that_animates(in_this_process, tmp_path, monke
     config = read_config(demo / "adapter.safetensors")
     assert (config.shared_noise, config.shared_noise_still) == (build.SHARED_NOISE, build.SHARED_NOISE_STILL)
     assert len(config.ssim_thresholds) == 9
+    last = load_run(tmp_path / "guesses.yaml")
+    assert last.own_guesses > 0 and last.data.unguessed == build.UNTOLD
     write_picture(torch.rand(3, 80, 80), tmp_path / "photo.png")
     files = ["--base", str(demo), "--model", str(demo / "adapter.safetensors")]
     out = tmp_path / "clip.webp"
     assert main(["animate", str(tmp_path / "photo.png"), "camera pans left", "--steps", "2", *files, "-o", str(out)]) == 0
     assert read_clip(out).frames.shape == (16, 3, 64, 64)
+
+
+def test_what_no_text_tells_is_known_by_its_words():
+    untold = {"snow", "rain", "ripple", "flicker", "ball appears", "fireworks"}
+    for motion, texts in phrasings().items():
+        for text in texts:
+            assert words_of(text).isdisjoint(build.UNTOLD) == (motion not in untold), text
+    assert set(build.UNTOLD) <= {word for texts in phrasings().values() for text in texts for word in words_of(text)}
 
 
 def test_too_few_clips_are_refused_before_the_work(tmp_path, monkeypatch):
