@@ -102,7 +102,12 @@ def load_image_encoder(path: str | Path) -> nn.Module:
     """
     from transformers import Dinov2Model
 
-    return _load_part(Dinov2Model, Path(path), "a DINOv2 image encoder")
+    path = Path(path)
+    kind = _model_type(path)
+    # one with registers has all of DINOv2's tensors too, and sees something else without its own
+    if kind not in (None, "dinov2"):
+        raise LivePhotoError(f"{path} holds a model of kind {kind!r}, LivePhoto sees by 'dinov2': give a DINOv2 without registers")
+    return _load_part(Dinov2Model, path, "a DINOv2 image encoder")
 
 
 def load_single_file(path: Path, tokenizer: str | Path | None, configs: Path = SD15_CONFIGS) -> Base:
@@ -138,13 +143,17 @@ def load_tokenizer(path: str | Path) -> Any:
     Raises:
         LivePhotoError: no such folder, or no tokenizer in it.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, CLIPTokenizer
 
     path = Path(path)
     if not path.is_dir():
         raise LivePhotoError(f"there is no tokenizer folder at {path}: give a folder with CLIP's vocab.json and merges.txt")
+    # vocab.json and merges.txt alone do not say whose they are
+    names = {file.name for file in path.iterdir()}
+    bare = {"vocab.json", "merges.txt"} <= names and names.isdisjoint({"tokenizer_config.json", "tokenizer.json", "config.json"})
+    kind = CLIPTokenizer if bare else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return kind.from_pretrained(path, local_files_only=True)
     except Exception as error:
         raise LivePhotoError(
             f"cannot read a tokenizer from {path} ({first_line(error)}): give a folder with CLIP's vocab.json and merges.txt"
@@ -196,11 +205,27 @@ def _load_folder(path: Path, tokenizer: str | Path | None) -> Base:
     )
 
 
+def _model_type(folder: Path) -> str | None:
+    """What transformers calls the model in a folder; None where its config cannot be read, which loading it tells better."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _variant(folder: Path) -> str | None:
+    """"fp16" for a folder that holds its weights in that variant alone, as models are often fetched."""
+    names = [path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
 def _load_part(kind: Any, folder: Path, what: str) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise LivePhotoError(f"{folder} holds no config.json: give the folder of {what}")
     try:
-        model, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model, report = kind.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, variant=_variant(folder)
+        )
     # the libraries raise almost anything for a damaged folder
     except Exception as error:
         raise LivePhotoError(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from livephoto_core.base import SD15_CONFIGS, load_base, load_image_encoder, load_single_file, read_tensors
+from livephoto_core.base import SD15_CONFIGS, load_base, load_image_encoder, load_single_file, load_tokenizer, read_tensors
 from livephoto_core.checkpoint import save_adapter
 from livephoto_core.cli import main
 from livephoto_core.config import AdapterConfig, BaseShape, ContentShape, MotionShape, NoiseSchedule, ReweightShape
@@ -38,6 +38,42 @@ def test_half_precision_on_disk_is_float32_in_memory(tiny_base_folder, tiny_base
         getattr(tiny_base, part).half().save_pretrained(folder / part)
     base = load_base(folder)
     assert {p.dtype for part in (base.vae, base.unet) for p in part.parameters()} == {torch.float32}
+
+
+def test_a_folder_of_half_precision_variants_alone(tiny_base_folder, tiny_base, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base_folder, folder)
+    for part in ("vae", "unet", "text_encoder"):
+        for weights in (folder / part).glob("*.safetensors"):
+            weights.unlink()
+        getattr(tiny_base, part).half().save_pretrained(folder / part, variant="fp16")
+    base = load_base(folder)
+    for part in ("vae", "unet", "text_encoder"):
+        expected = getattr(tiny_base, part).state_dict()
+        for name, value in getattr(base, part).state_dict().items():
+            assert torch.equal(value, expected[name].float()), name
+
+
+def test_a_tokenizer_of_vocabulary_and_merges_alone(tiny_base, tiny_base_folder, tmp_path):
+    """What every message asks for, as many SD1.5 checkpoints' users have it."""
+    model = json.loads((tiny_base_folder / "tokenizer" / "tokenizer.json").read_text())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    shape = {"padding": "max_length", "max_length": 24, "truncation": True}
+    for text in ("the camera pans left", "Snow falls, 3 balls", ""):
+        assert load_tokenizer(tmp_path)(text, **shape).input_ids == tiny_base.tokenizer(text, **shape).input_ids
+
+
+def test_dinov2_with_registers_is_another_model(tiny_base, tmp_path):
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    values = tiny_base.image_encoder.config.to_dict()
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size")
+    model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**{name: values[name] for name in names}))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(LivePhotoError, match=r"kind 'dinov2_with_registers'.*without registers"):
+        load_image_encoder(tmp_path)
 
 
 def test_photo_through_the_vae(tiny_base):
