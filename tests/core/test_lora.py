@@ -93,13 +93,49 @@ def test_agrees_with_diffusers_own_loader(tiny_base, tiny_base_folder, matrices,
         assert torch.allclose(value, tiny_base.unet.state_dict()[name], atol=1e-5), name
 
 
+@pytest.mark.parametrize(
+    "settings", [{"lora_alpha": 1}, {"lora_alpha": 8, "use_rslora": True}, {"lora_alpha": 2, "alpha_pattern": {"proj_in": 6}}]
+)
+def test_alpha_as_diffusers_keeps_it(tiny_base, tiny_base_folder, matrices, settings, tmp_path):
+    """Beside the tensors, in the file's metadata."""
+    peft_package = pytest.importorskip("peft")
+    from diffusers import StableDiffusionPipeline
+
+    from livephoto_core.base import load_base
+
+    tensors, _ = peft({name: pair for name, pair in matrices.items() if name != TEXT_LAYER})
+    config = peft_package.LoraConfig(r=2, target_modules=list(UNET_LAYERS), **settings)
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers={name.removeprefix("unet."): value for name, value in tensors.items()},
+        unet_lora_adapter_metadata=config.to_dict(),
+    )
+    [path] = tmp_path.iterdir()
+    assert apply_lora(tiny_base, path) == len(UNET_LAYERS)
+    unet = load_base(tiny_base_folder).unet
+    converted, alphas, metadata = StableDiffusionPipeline.lora_state_dict(str(tmp_path), return_lora_metadata=True)
+    StableDiffusionPipeline.load_lora_into_unet(converted, alphas, unet, metadata=metadata)
+    unet.fuse_lora()
+    unet.unload_lora()
+    for name, value in unet.state_dict().items():
+        assert torch.allclose(value, tiny_base.unet.state_dict()[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("text", ["{", '{"unet.lora_alpha": "much"}', '{"unet.alpha_pattern": {"(": 1}}'])
+def test_settings_that_cannot_be_read(tiny_base, matrices, text, tmp_path):
+    tensors, _ = peft(matrices)
+    save_file(tensors, tmp_path / "lora.safetensors", {"lora_adapter_metadata": text})
+    with pytest.raises(LivePhotoError, match=r"the settings in .*get the file again"):
+        apply_lora(tiny_base, tmp_path / "lora.safetensors")
+
+
 WRONG = {
     "no layer": ({"lora_unet_up_blocks_9.lora_up.weight": (4, 2), "lora_unet_up_blocks_9.lora_down.weight": (2, 4)}, "SD1.5"),
     "SDXL": ({"lora_te1_x.lora_up.weight": (4, 2), "lora_te1_x.lora_down.weight": (2, 4)}, "SDXL"),
     "half a pair": ({f"unet.{UNET_LAYERS[0]}.lora_A.weight": (2, 24)}, "lacks the up matrix"),
     "misshapen": (
         {f"unet.{UNET_LAYERS[0]}.lora_A.weight": (2, 99), f"unet.{UNET_LAYERS[0]}.lora_B.weight": (16, 2)},
-        "is 16x99",
+        "is 16x99.*this base has 16 channels.*SD1.5 320: give --base",
     ),
     "LoHa": ({"lora_unet_x.hada_w1_a": (2, 2)}, "hada_w1_a.*no part of a plain LoRA"),
 }
