@@ -1,6 +1,7 @@
 """Writing a file or a folder whole or not at all."""
 
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -106,6 +107,23 @@ def atomic_parts(folder: str | os.PathLike) -> Iterator[Path]:
         raise LivePhotoError(_write_message(folder, error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(path: str | os.PathLike) -> None:
+    """Remove what writers of the file `path` and of parts of its folder left when they were killed; none may be at work.
+
+    Raises:
+        LivePhotoError: an OSError came up while removing.
+    """
+    path = Path(path)
+    marks = "[0-9a-f]" * 8
+    try:
+        for file in path.parent.glob(f".{glob.escape(path.stem[:40])}.{marks}{glob.escape(path.suffix)}"):
+            file.unlink()
+        for folder in filter(Path.is_dir, path.parent.glob(f".{marks}")):
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise LivePhotoError(f"cannot remove what a killed run left in {path.parent} ({error}): remove it by hand") from error
 
 
 def check_writable(folder: str | os.PathLike) -> None:

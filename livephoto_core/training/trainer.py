@@ -16,10 +16,11 @@ from ..base_write import save_base
 from ..checkpoint import read_metadata, save_adapter
 from ..config import to_json
 from ..errors import LivePhotoError, first_line
-from ..files import atomic_parts, atomic_path
+from ..files import atomic_parts, atomic_path, remove_leftovers
 from ..schedule import add_noise, clean_and_noise
 from .batches import Batches, one_ahead
 from .config import RunConfig, without_folders
+from .log import TrainingLog
 from .model import TrainingModel, kept_at
 from .muon import MuonAdamW, is_hidden_matrix
 
@@ -321,7 +322,6 @@ def fit(
             or of another run, the training diverged, or a file cannot be written.
     """
     from accelerate import Accelerator
-    from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
     folder = Path(run.out)
@@ -339,6 +339,8 @@ def fit(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LivePhotoError(f"cannot write to {folder}: {error.strerror}; give another out folder") from error
+        # a killed run of full size leaves gigabytes
+        remove_leftovers(folder / STATE)
         parameters = sum(p.numel() for p in model.trained().values())
         print(f"{accelerator.num_processes} processes, {share} clips each, {parameters:,} parameters")
     if run.gradient_checkpointing:
@@ -354,7 +356,7 @@ def fit(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     # a killed run may have logged steps that are now done again
     purge = done + 1 if resume else None
-    writer = SummaryWriter(str(folder / "log"), purge_step=purge) if accelerator.is_main_process else None
+    log = TrainingLog(folder / "log", purge) if accelerator.is_main_process else None
     firsts = [(part * accelerator.num_processes + accelerator.process_index) * share for part in range(run.accumulate)]
     rows = ((step, range(first, first + share)) for step in range(done, run.steps) for first in firsts)
     parts = one_ahead(lambda item: batches.step(*item), rows)
@@ -380,11 +382,10 @@ def fit(
         saves = last or now % run.save_every == 0
         validates = bool(held_out and run.validate_every) and (last or now % run.validate_every == 0)
         samples = bool(held_out and run.sample_every) and now % run.sample_every == 0
-        if writer and (now % 20 == 0 or last):
+        if log and (now % 20 == 0 or last):
             value = float(total) / run.accumulate
             bar.set_postfix(loss=f"{value:.4f}")
-            writer.add_scalar("loss", value, now)
-            writer.add_scalar("learning rate", run.learning_rate * learning_rate(step, run), now)
+            log.add(now, {"loss": value, "learning rate": run.learning_rate * learning_rate(step, run)})
         if saves:
             # in every process, so that all of them stop
             check_finite(model, accelerator.reduce(total, "mean") / run.accumulate, now, folder)
@@ -395,8 +396,7 @@ def fit(
         if validates and accelerator.is_main_process:
             with AveragedWeights(model, average), accelerator.autocast():
                 errors = validation_errors(model, batches, held_out, VALIDATION_TIMESTEPS, share)
-            for name, value in errors.items():
-                writer.add_scalar(f"validation/{name}", value, now)
+            log.add(now, {f"validation/{name}": value for name, value in errors.items()})
             tqdm.write(json.dumps({"step": now, **{k: round(v, 4) for k, v in errors.items()}}))
         if samples and accelerator.is_main_process:
             with AveragedWeights(model, average), accelerator.autocast():
@@ -407,5 +407,5 @@ def fit(
         # the state was saved, but something came between it and the adapter
         with AveragedWeights(model, average):
             export(model, base, folder, batches.thresholds, run, done)
-    if writer:
-        writer.close()
+    if log:
+        log.close()

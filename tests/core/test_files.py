@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from livephoto_core.errors import LivePhotoError
-from livephoto_core.files import atomic_folder, atomic_parts, atomic_path, check_replaceable
+from livephoto_core.files import atomic_folder, atomic_parts, atomic_path, check_replaceable, remove_leftovers
 
 
 def test_success_replaces_the_file_and_leaves_nothing_else(tmp_path):
@@ -30,6 +30,30 @@ def test_error_in_the_block_keeps_the_old_file(tmp_path, error):
         raise error("stop")
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["clip.webp"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from livephoto_core.files import atomic_parts, atomic_path
+
+folder = Path(sys.argv[1])
+with atomic_path(folder / "state.pt") as file, atomic_parts(folder) as parts:
+    file.write_text("half")
+    (parts / "adapter").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a kill that no process can catch")
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    kept = {"state.pt", ".state.notes.pt", ".git", "log"}
+    for name in kept:
+        (tmp_path / name).touch()
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path]).returncode == -9
+    assert len(os.listdir(tmp_path)) == 6
+    remove_leftovers(tmp_path / "state.pt")
+    assert set(os.listdir(tmp_path)) == kept
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the umask is a thing of POSIX")
