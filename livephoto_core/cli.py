@@ -312,8 +312,10 @@ def _calibrate(options: argparse.Namespace) -> None:
     # before they are stored: a full disk must not lose what took long to measure
     print(f"{len(found)} clips; levels 1 to 10 are cut at")
     print(f"ssim_thresholds = [{', '.join(f'{threshold:.6f}' for threshold in thresholds)}]")
+    measured_on = "frames" if vae is None else "reconstruction"
+    print(f'intensity_from = "{measured_on}"')
     if options.write is not None:
-        store_thresholds(options.write, thresholds, "frames" if vae is None else "reconstruction")
+        store_thresholds(options.write, thresholds, measured_on)
 
 
 def _shares(text: str) -> tuple[float, float]:

@@ -1,16 +1,17 @@
 """`livephoto measure`: the motion of clips as SSIM and level (paper section 3.4), and by the measure of a model's levels."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import LivePhotoError
 from ..intensity import fractional_level, level
 from ..measures import MOTION_NAMES, similarity
-from ..media import fit_image, stream_clip
+from ..media import fit_image, read_record, stream_clip
 
 
 def measure(
@@ -34,13 +35,19 @@ def measure(
 
     Returns:
         A dict a clip: path (str), frames (int), ssim (float), measure (str, as `by`), motion (float, by that measure: 0 is a still
-        clip), level (int or None), fractional_level (float or None).
+        clip), level (int or None), fractional_level (float or None), asked (None). Of a clip that `livephoto animate` wrote with
+        several levels side by side a dict a level, `asked` being that level (float).
 
     Raises:
         LivePhotoError: a clip that cannot be read or has fewer than 2 frames or 7 pixels a side, unusable
             thresholds, or a measure whose package is not installed.
     """
-    return [_measure_clip(Path(path), thresholds, size, stride, by) for path in paths]
+    return [
+        {**_measure_clip(path, thresholds, size, _frames(path, stride, k, len(levels)), by), "asked": level}
+        for path in map(Path, paths)
+        for levels in [_side_by_side(path)]
+        for k, level in enumerate(levels)
+    ]
 
 
 def format_table(results: Sequence[dict]) -> str:
@@ -50,7 +57,8 @@ def format_table(results: Sequence[dict]) -> str:
     header = ("clip", "frames", "SSIM", *(MOTION_NAMES[name] for name in more), "level")
     lines = [header]
     for r in results:
-        lines.append((r["path"], str(r["frames"]), f"{r['ssim']:.4f}", *(f"{r['motion']:.4g}" for _ in more), _level_text(r)))
+        name = r["path"] if r["asked"] is None else f"{r['path']} at {r['asked']:g}"
+        lines.append((name, str(r["frames"]), f"{r['ssim']:.4f}", *(f"{r['motion']:.4g}" for _ in more), _level_text(r)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]).rstrip() for name, *numbers in lines
@@ -62,11 +70,27 @@ def format_json(results: Sequence[dict]) -> str:
     return json.dumps(list(results), indent=2)
 
 
+def _side_by_side(path: Path) -> list[float] | list[None]:
+    """The levels that lie side by side in a clip of `livephoto animate`; [None] for any other clip."""
+    try:
+        record = read_record(path)
+    except LivePhotoError:
+        # reading its frames says what is wrong
+        record = None
+    levels = record["settings"].get("intensity") if record else None
+    return levels if isinstance(levels, list) and levels else [None]
+
+
+def _frames(path: Path, stride: int, part: int, parts: int) -> Iterator[Tensor]:
+    """One of the parts side by side of each frame."""
+    return (frame.tensor_split(parts, dim=-1)[part] for frame in stream_clip(path, stride))
+
+
 def _measure_clip(
-    path: Path, thresholds: Sequence[float] | None, size: tuple[int, int] | None, stride: int, by: str
+    path: Path, thresholds: Sequence[float] | None, size: tuple[int, int] | None, frames: Iterator[Tensor], by: str
 ) -> dict:
     # short clips are done before a bar would be seen
-    frames = tqdm(stream_clip(path, stride), desc=path.name, unit="frame", delay=2, leave=False)
+    frames = tqdm(frames, desc=path.name, unit="frame", delay=2, leave=False)
     if size is not None:
         frames = (fit_image(frame, *size, "crop") for frame in frames)
     try:

@@ -148,5 +148,8 @@ def load_model(files: ModelFiles, device: str):
     base = load_model_base(files)
     try:
         return LivePhoto(base.to(device, dtype), adapter.to(device, dtype))
+    except torch.cuda.OutOfMemoryError:
+        # the device is there; the command knows what takes less memory
+        raise
     except (RuntimeError, AssertionError) as error:
         raise _unusable(device, error) from error

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from livephoto_core import cli
+from livephoto_core.base import Base
 from livephoto_core.checkpoint import load_adapter, read_config, read_metadata, save_adapter
 from livephoto_core.cli import _is_out_of_memory, main
 from livephoto_core.commands import bench
@@ -122,6 +123,19 @@ def test_measure_of_what_animate_wrote(photo, model, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("clip")
 
 
+def test_levels_side_by_side_are_measured_each(photo, model, tmp_path, capsys):
+    out = tmp_path / "out.webp"
+    assert main(["animate", photo, "still", "--steps", "1", "--intensity", "1,5.5,10", *model, "-o", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["measure", str(out), "--json", *model[:2]]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [result["asked"] for result in results] == [1, 5.5, 10]
+    parts = read_clip(out).frames.tensor_split(3, dim=-1)
+    assert [result["ssim"] for result in results] == pytest.approx([clip_ssim(part).item() for part in parts], abs=1e-6)
+    assert main(["measure", str(out), *model[:2]]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == [f"{out} at 5.5", f"{out} at 10"]
+
+
 def test_inspect(tiny_adapter_file, tiny_base_folder, capsys):
     assert main(["inspect", str(tiny_adapter_file)]) == 0
     shown = capsys.readouterr().out
@@ -161,7 +175,9 @@ def test_calibrate_prints_the_thresholds(clips, capsys):
     assert main(["calibrate", str(clips), "--frames", "4", "--stride", "1", "--size", "32"]) == 0
     printed = capsys.readouterr()
     expected = calibrate(clip_ssim(read_clip(path).frames).item() for path in sorted(clips.glob("*.webp")))
-    found = json.loads(printed.out.splitlines()[-1].removeprefix("ssim_thresholds = "))
+    *_, thresholds, measured_on = printed.out.splitlines()
+    assert measured_on == 'intensity_from = "frames"', "to be pasted into a training config with them"
+    found = json.loads(thresholds.removeprefix("ssim_thresholds = "))
     assert found == pytest.approx(expected, abs=1e-5)
     assert "1 clip skipped" in printed.err
     assert "broken.mp4" in printed.err
@@ -189,7 +205,7 @@ def test_calibrate_writes_into_a_checkpoint(clips, tiny_adapter_file, tiny_base_
 
 
 def printed_thresholds(capsys):
-    return json.loads(capsys.readouterr().out.splitlines()[-1].removeprefix("ssim_thresholds = "))
+    return json.loads(capsys.readouterr().out.splitlines()[-2].removeprefix("ssim_thresholds = "))
 
 
 def test_calibrate_measures_what_the_whole_base_restores(clips, tiny_base, tiny_base_folder, tmp_path, capsys):
@@ -312,6 +328,16 @@ def test_memory_that_is_not_there_is_known_by_torchs_own_error():
         torch.empty(2**50)
     assert _is_out_of_memory(caught.value)
     assert not _is_out_of_memory(RuntimeError("the size of tensor a must match"))
+
+
+def test_a_model_too_large_for_a_device_is_no_missing_device(photo, model, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Base, "to", full)
+    assert main(["animate", photo, "still", *model, "-o", str(tmp_path / "out.webp")]) == 2
+    printed = capsys.readouterr().err
+    assert "not enough memory" in printed and "--precision bf16" in printed and "--device" not in printed
 
 
 @pytest.mark.parametrize(
