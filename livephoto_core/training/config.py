@@ -138,6 +138,11 @@ def run_from_dict(values: dict[str, Any]) -> RunConfig:
     """
     if values.get("start_adapter") and "adapter" in values:
         raise LivePhotoError("the training config has start_adapter and adapter: leave adapter out, the checkpoint has its own")
+    if values.get("start_adapter") and values.get("motion_modules"):
+        raise LivePhotoError(
+            "the training config has start_adapter and motion_modules, which would take the place of the checkpoint's trained "
+            "motion modules: leave one of them out"
+        )
     run = build_config(RunConfig, values, "the training config")
     _check(run)
     if run.start_adapter or {"intensity_measure", "ssim_thresholds"} & set(values.get("adapter", {})):

@@ -39,16 +39,17 @@ _CACHING = timedelta(days=30)
 
 
 def check_levels(run: RunConfig, config: AdapterConfig, measured_on: str) -> None:
-    """Refuse clips measured on something else than the levels of the adapter that a run starts from.
+    """Refuse clips measured on something else than the levels that a run starts with, a checkpoint's or the config's.
 
     Raises:
         LivePhotoError: names both and the setting.
     """
-    if run.start_adapter and config.ssim_thresholds and config.intensity_from != measured_on:
+    if config.ssim_thresholds and config.intensity_from != measured_on:
         fix = f"set data.intensity_from to {config.intensity_from!r}" + ", and cache them again" * (run.data.kind == "cache")
+        own = f"; or, if those were calibrated on {measured_on!r}, set adapter.intensity_from to that"
         raise LivePhotoError(
-            f"the clips' motion is measured on {measured_on!r}, the levels of {run.start_adapter} are of "
-            f"{config.intensity_from!r}: {fix}"
+            f"the clips' motion is measured on {measured_on!r}, the levels of {run.start_adapter or 'adapter.ssim_thresholds'} are "
+            f"of {config.intensity_from!r}: {fix}{'' if run.start_adapter else own}"
         )
 
 
@@ -66,7 +67,7 @@ def adapter_config_of(run: RunConfig) -> AdapterConfig:
                 f"AnimateDiff's motion modules were trained on linear betas, adapter.schedule.kind is {config.schedule.kind!r}: "
                 "set it to 'linear', or leave motion_modules out"
             )
-        if not run.start_adapter and config.motion == MotionShape():
+        if config.motion == MotionShape():
             config = replace(config, motion=motion_shape_of(run.motion_modules))
     check_frames(run.frames_per_clip, config.frames)
     check_measure(run.data, config)

@@ -169,6 +169,22 @@ def test_levels_of_the_start_must_be_of_what_the_clips_were_measured_on(config, 
     refused(config({"intensity_from": "reconstruction"}), "set data.intensity_from to 'frames'")
 
 
+def test_levels_in_the_config_must_be_of_what_the_clips_are_measured_on(config, refused, tiny_adapter_file):
+    """As `calibrate --base` prints them: of reconstructions, where the clips are measured on frames unless told otherwise."""
+    values = config()
+    del values["start_adapter"]
+    adapter = asdict(read_config(tiny_adapter_file))
+    pasted = {**values, "adapter": {**adapter, "intensity_from": "reconstruction"}}
+    refused(pasted, "adapter.ssim_thresholds are of 'reconstruction'", "data.intensity_from to 'reconstruction'")
+    forgotten = {**config({"intensity_from": "reconstruction"}), "adapter": adapter}
+    del forgotten["start_adapter"]
+    refused(forgotten, "measured on 'reconstruction'", "set adapter.intensity_from to that")
+
+
+def test_a_checkpoints_motion_modules_are_not_replaced(config, refused):
+    refused({**config(), "motion_modules": "mm.safetensors"}, "start_adapter and motion_modules", "leave one of them out")
+
+
 def test_where_a_run_lies(config, refused, tmp_path):
     (tmp_path / "file").write_text("x")
     refused(config(out=str(tmp_path / "file" / "run")), "out is", "is a file")
