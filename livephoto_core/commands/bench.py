@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,19 @@ from ..errors import LivePhotoError
 from .guidance import add_guidance_options, guidance
 from .model_files import check_device, default_device
 
-PHOTOS = "photographs of your own (default: the installed packages' held-out ones)"
+PHOTOS = "photographs of your own, none of which the model was trained on (default: the installed packages' held-out ones)"
+# which of `bench run`'s options go with which system
+APPLY = {
+    "livephoto": {
+        *("model", "base", "image_encoder", "tokenizer", "steps", "sampler", "cfg", "min_cfg", "prior", "batch", "precision"),
+    },
+    "diffusers": {"folder", "size", "level_input", "level_values", "inputs"},
+    "comfyui": {"url", "workflow", "set", "output_node", "seconds", "size", "level_values"},
+    "folder": {"folder"},
+    "function": {"function", "size"},
+    "truth": set(),
+    "still": set(),
+}
 
 
 def add_bench(commands) -> None:
@@ -60,7 +73,8 @@ def _add_run(parts) -> None:
     values = "diffusers, comfyui: the level's input at level 1 to 10 (default 1,...,10)"
     others.add_argument("--level-values", metavar="V1,...,V10", help=values)
     others.add_argument("--inputs", default="{}", metavar="JSON", help='diffusers: more, such as {"num_inference_steps": 25}')
-    parser.set_defaults(run=_run, memory_fix="use a smaller --batch or --precision bf16; for other systems a smaller --size")
+    fix = "use a smaller --batch or --precision bf16; for other systems a smaller --size"
+    parser.set_defaults(run=_run, memory_fix=fix, default_of=parser.get_default)
 
 
 def _add_export(parts) -> None:
@@ -124,6 +138,7 @@ def _run(options: argparse.Namespace) -> None:
     from ..evaluation.features import extractors, scorers
     from ..evaluation.suite import draw_suite, suite_photos
 
+    _refuse_foreign(options)
     check_folder(options.out)
     options.device = options.device or default_device()
     check_device(options.device)
@@ -131,7 +146,7 @@ def _run(options: argparse.Namespace) -> None:
     suite = draw_suite(suite_photos(options.photos), options.suite)
     system = SYSTEMS[options.system](options, suite)
     result = run_suite(system, suite, scorers(features))
-    report = build_report(system, suite, result, _settings(options))
+    report = build_report(system, suite, result, _settings(options, _foreign(options.system)))
     write_report(report, result, options.out)
     print(to_markdown(report))
 
@@ -144,9 +159,9 @@ def _export(options: argparse.Namespace) -> None:
     if options.size < 16:
         raise LivePhotoError(f"--size must be 16 or more, got {options.size}")
     suite = draw_suite(suite_photos(options.photos), options.suite)
-    count = export_suite(suite, options.out, options.size, still_system())
+    count = export_suite(suite, options.out, replace(still_system(), size=options.size))
     print(f"{count} clips to make are in {Path(options.out) / 'cases.csv'}")
-    print("name each clip as its row does, then, with the same --suite and --photos:")
+    print("name each clip as its row does, copy suite.json beside them, then, with the same --suite and --photos:")
     print("livephoto bench run --system folder --folder CLIPS -o REPORT")
 
 
@@ -154,12 +169,12 @@ def _intensity(options: argparse.Namespace) -> None:
     from ..evaluation.bench_report import check_folder
     from ..evaluation.features import extractors
     from ..evaluation.intensity_measures import MEASURES, feature_change
-    from ..evaluation.intensity_study import sweep_scenes, write_study
+    from ..evaluation.intensity_study import FILES, sweep_scenes, write_study
     from ..evaluation.suite import suite_photos
 
     if options.scenes < 1 or options.speeds < 3:
         raise LivePhotoError(f"--scenes must be 1 or more and --speeds 3 or more, got {options.scenes} and {options.speeds}")
-    check_folder(options.out)
+    check_folder(options.out, FILES)
     options.device = options.device or default_device()
     check_device(options.device)
     features = extractors(options.dino, options.clip, options.device)
@@ -188,11 +203,11 @@ def _ablations(options: argparse.Namespace) -> None:
 def _words(options: argparse.Namespace) -> None:
     from ..checkpoint import load_adapter
     from ..evaluation.bench_report import check_folder
-    from ..evaluation.words import PROMPTS, read_prompts, weigh_prompts, words_report, write_words
+    from ..evaluation.words import FILES, PROMPTS, read_prompts, weigh_prompts, words_report, write_words
     from .inspect_file import word_weights
     from .model_files import ModelFiles, load_model_base
 
-    check_folder(options.out)
+    check_folder(options.out, FILES)
     prompts = read_prompts(options.prompts or PROMPTS)
     files = ModelFiles(options.model, options.base, tokenizer=options.tokenizer)
     adapter = load_adapter(files.adapter_path)
@@ -203,9 +218,22 @@ def _words(options: argparse.Namespace) -> None:
     print(write_words(words_report(found, _settings(options)), options.out))
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
+def _foreign(system: str) -> set[str]:
+    """The options that say nothing to a system."""
+    return set().union(*APPLY.values()) - APPLY[system]
+
+
+def _refuse_foreign(options: argparse.Namespace) -> None:
+    for name in sorted(_foreign(options.system)):
+        if getattr(options, name) != options.default_of(name):
+            systems = ", ".join(system for system, own in APPLY.items() if name in own)
+            raise LivePhotoError(f"--{name.replace('_', '-')} is for --system {systems}, not {options.system}: leave it out")
+
+
+def _settings(options: argparse.Namespace, left_out: set[str] = frozenset()) -> dict[str, Any]:
     """The options as given; paths by their last part alone, so that a report tells nothing of the machine."""
-    names = {name: value for name, value in vars(options).items() if name not in ("run", "memory_fix", "out")}
+    left_out = {"run", "memory_fix", "out", "default_of", *left_out}
+    names = {name: value for name, value in vars(options).items() if name not in left_out}
     paths = ("photos", "model", "base", "image_encoder", "tokenizer", "folder", "function", "workflow", "dino", "clip", "prompts")
     return {name: Path(value).name if name in paths and value is not None else value for name, value in names.items()}
 
@@ -232,8 +260,6 @@ def _livephoto(options: argparse.Namespace, suite):
 
     if options.batch < 1:
         raise LivePhotoError(f"--batch must be 1 or more, got {options.batch}")
-    if options.size is not None:
-        raise LivePhotoError("--size is for other systems: a LivePhoto model has its own")
     try:
         start, end = (float(part) for part in options.prior.split(","))
     except ValueError:
@@ -255,6 +281,8 @@ def _diffusers(options: argparse.Namespace, suite):
         inputs = dict(json.loads(options.inputs))
     except (ValueError, TypeError):
         raise LivePhotoError(f'--inputs takes JSON such as {{"num_inference_steps": 25}}, got {options.inputs!r}') from None
+    if options.level_values is not None and options.level_input is None:
+        raise LivePhotoError("--level-values needs --level-input, the pipeline's input that gets them")
     values = level_values(options.level_values)
     folder = _needed(options, "folder")
     return diffusers_system(folder, _size(options), options.device, options.level_input, values, inputs)
@@ -264,6 +292,8 @@ def _comfyui(options: argparse.Namespace, suite):
     from ..evaluation.level_values import level_values
     from ..evaluation.system_comfyui import comfyui_system, read_workflow
 
+    if options.level_values is not None and not any(place.startswith("level=") for place in options.set):
+        raise LivePhotoError("--level-values needs --set level=NODE.INPUT, the input that gets them")
     workflow = read_workflow(_needed(options, "workflow"), options.set, options.output_node)
     return comfyui_system(options.url, workflow, _size(options), level_values(options.level_values), options.seconds)
 

@@ -16,6 +16,7 @@ from .suite import SEED, VERSION, Suite
 from .systems import System
 
 REPORT = "report.json"
+FILES = frozenset({REPORT, "report.md", "plots", "sheets"})
 # raise it with any figure that earlier reports lack
 FIGURES = 3
 LOSS, VAE = "photo, first frame, dB below the VAE", "photo, the VAE alone, dB"
@@ -103,11 +104,12 @@ def to_markdown(report: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def check_folder(out: str | Path) -> None:
-    """Find before the long work what would hinder a report after it.
+def check_folder(out: str | Path, files: frozenset[str] = FILES) -> None:
+    """Find before the long work what would hinder a report after it, of which a folder holds `files`.
 
     Raises:
-        LivePhotoError: a file, a folder with something in it that is no earlier report, or one that cannot be written.
+        LivePhotoError: a file, a folder that is neither empty nor an earlier report of the same kind, with all of its files and
+            no other, or one that cannot be written.
         ModuleNotFoundError: matplotlib or scipy is not installed.
     """
     import matplotlib  # noqa: F401
@@ -115,8 +117,11 @@ def check_folder(out: str | Path) -> None:
 
     out = Path(out)
     check_replaceable(out)
-    if out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file():
-        raise LivePhotoError(f"{out} holds files that are no report: give a new folder, or that of an earlier report")
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if found and found != files:
+        more, fewer = sorted(found - files), sorted(files - found)
+        why = f"it holds {more[0]}" if more else f"it has no {fewer[0]}"
+        raise LivePhotoError(f"{out} is no earlier report of this kind, which would be replaced ({why}): give a new folder")
     if out.exists() and not out.is_dir():
         raise LivePhotoError(f"{out} is a file: give the name of a folder")
 

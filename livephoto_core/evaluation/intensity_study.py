@@ -24,6 +24,7 @@ from .plots import new_plot, save_plot
 from .report import Figure, mean_figure, span, to_json
 from .suite import FRAMES, SEED, SIZE
 
+FILES = frozenset({REPORT, "report.md", "intensity.svg", "intensity.png"})
 FAMILIES = {"camera": CAMERA, "things": THING, "all of these": IN_PIXELS}
 
 
@@ -114,7 +115,7 @@ def write_study(sweeps: Sequence[Sweep], out: str | Path) -> str:
     Raises:
         LivePhotoError: a folder that holds something else, or cannot be written.
     """
-    check_folder(out)
+    check_folder(out, FILES)
     measures = list(sweeps[0].values)
     figures, motions = study_figures(sweeps, measures), by_motion(sweeps, measures)
     text = study_markdown(figures, motions)

@@ -50,6 +50,7 @@ HUES = {
     **{"colour": "#f08c2e", "content": "#d1495b", "filler": "#9aa5b1", OTHER: "#555555"},
 }
 PLOT_COLUMNS = 3
+FILES = frozenset({REPORT, "report.md", "words.svg", "words.png"})
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def write_words(report: dict, out: str | Path) -> str:
     Raises:
         LivePhotoError: a folder that holds something else, or cannot be written.
     """
-    check_folder(out)
+    check_folder(out, FILES)
     text = words_markdown(report)
     with atomic_folder(out) as folder:
         (folder / REPORT).write_text(to_json(report), encoding="utf-8")

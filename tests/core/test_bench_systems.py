@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import socket
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -59,7 +60,8 @@ def test_the_suites_levels_do_not_go_by_a_systems_size(suite, speed):
 
 
 def test_export_and_clips_in_a_folder(suite, tmp_path):
-    assert export_suite(suite, tmp_path / "todo", 128, still_system()) == 3
+    system = replace(still_system(), size=128)
+    assert export_suite(suite, tmp_path / "todo", system) == 3
     with (tmp_path / "todo" / "cases.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["text"] for row in rows] == [case.text for case in suite.text]
@@ -67,7 +69,7 @@ def test_export_and_clips_in_a_folder(suite, tmp_path):
     assert read_image(tmp_path / "todo" / rows[0]["photo"]).shape == (3, 128, 128)
     assert json.loads((tmp_path / "todo" / "suite.json").read_text())["fingerprint"] == suite.fingerprint
     with pytest.raises(LivePhotoError, match="not empty"):
-        export_suite(suite, tmp_path / "todo", 128, still_system())
+        export_suite(suite, tmp_path / "todo", system)
 
     clips = tmp_path / "clips"
     clips.mkdir()
@@ -75,11 +77,17 @@ def test_export_and_clips_in_a_folder(suite, tmp_path):
     first, second, third = (case.name for case in suite.text)
     write_clip(frames, clips / f"{first}.webp")
     write_clip(frames, clips / f"{second}.mp4")
+    with pytest.raises(LivePhotoError, match=r"cannot read .*suite\.json.*copy the suite\.json that livephoto bench export wrote"):
+        folder_system(clips, suite)
+    shutil.copy(tmp_path / "todo" / "suite.json", clips)
     with pytest.raises(LivePhotoError, match=f"1 of 3 clips .* the first is {third}"):
         folder_system(clips, suite)
+    with pytest.raises(LivePhotoError, match=f"made for the suite tiny {suite.fingerprint}, this is tiny 0123.*the same --suite"):
+        folder_system(clips, replace(suite, fingerprint="0123"))
     (clips / third).mkdir()
     for number, frame in enumerate(frames):
         write_picture(frame, clips / third / f"{number}.png")
+    assert folder_system(clips, suite).size == 128, "the limits are of photos as large"
     result = run_suite(folder_system(clips, suite), suite)
     assert [row.seen for row in result.rows] == ["pan left"] * 3
     assert [row.level for row in result.rows] == [int(row["level"]) for row in rows]
