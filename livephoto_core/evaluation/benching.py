@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from .measuring import recognise
 from .scoring import LevelRow, Row, Scorers, delivered, score, strength
 from .suite import FRAMES, SIZE, Case, Suite, first_frame
 from .systems import Request, System, at_size, checked
-from .truth import band_middles, climb
+from .truth import Ladder, band_middles, climb
 
 # the motion of level clips is judged where it is easy to see
 RIGHT_AT = 8
@@ -59,10 +59,10 @@ def run_suite(system: System, suite: Suite, scorers: Scorers | None = None) -> R
 
 
 def asked_level(case: Case, system: System) -> int:
-    """The level a case asks for: its own, or that of its true clip as the system's VAE restores it, as in training."""
+    """The level a case asks for: its own, or that of its true clip as training measured it."""
     if case.level is not None:
         return case.level
-    return delivered(system.restored(_true_clip(case, system)), system)
+    return delivered(system.measured_in_training(_true_clip(case, system)), system)
 
 
 def _by_scene(cases: Sequence[Case]) -> dict[str, Case]:
@@ -78,7 +78,7 @@ def _true_clip(case: Case, system: System) -> torch.Tensor:
 def _best(case: Case, system: System, scorers: Scorers) -> tuple[Row, torch.Tensor]:
     """The true clip as the system's VAE restores it, measured as if the system had made it."""
     frames = system.restored(_true_clip(case, system))
-    return score(case, delivered(frames, system), frames, system, scorers), frames
+    return score(case, asked_level(case, system), frames, system, scorers), frames
 
 
 def _made(system: System, cases: Sequence[Case], asked: dict[str, int], name: str) -> Iterator[tuple[Case, torch.Tensor]]:
@@ -124,15 +124,24 @@ def _run_levels(system: System, suite: Suite, result: Result) -> None:
 
 
 def _level_limit(case: Case, system: System) -> LevelRow:
-    """What the scene itself can do: any strength between that of its slowest and of its fastest clip."""
-    ladder = climb(
-        case.clip.scene, system.size, lambda frames: at_size(system.restored(frames), system.level_size), system.measure
-    )
-    found = [ladder.reached(middle) for middle in band_middles(system.thresholds)]
+    """What the scene itself can do: any strength between that of its slowest and of its fastest clip.
+
+    Levels are reached as training measured them, and delivered as the VAE restores the clip.
+    """
+    asked = _ladder(case, system, system.measured_in_training)
+    reached = [asked.reached(middle) for middle in band_middles(system.thresholds)]
+    reachable = [level(1 - value, system.thresholds) == number for number, value in enumerate(reached, 1)]
+    found = reached
+    if system.round_trip is not None and system.levels_from == "frames":
+        restored = _ladder(case, system, system.restored)
+        found = [restored.dissimilarity(asked.speed(value)) for value in reached]
     levels = [level(1 - value, system.thresholds) for value in found]
-    reachable = [given == asked for asked, given in enumerate(levels, 1)]
-    strong = system.restored(render(case.clip.scene, ladder.speed(found[RIGHT_AT - 1]), FRAMES, system.size))
+    strong = system.restored(render(case.clip.scene, asked.speed(reached[RIGHT_AT - 1]), FRAMES, system.size))
     return LevelRow(case.scene, case.motion, found, levels, reachable, bool(np.isfinite(_travel(case, strong))))
+
+
+def _ladder(case: Case, system: System, seen: Callable[[torch.Tensor], torch.Tensor]) -> Ladder:
+    return climb(case.clip.scene, system.size, lambda frames: at_size(seen(frames), system.level_size), system.measure)
 
 
 def _travel(case: Case, frames: torch.Tensor) -> float:

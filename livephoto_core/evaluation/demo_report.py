@@ -53,6 +53,7 @@ def load_measured(files, device: str, sampling) -> tuple[Model, AdapterConfig]:
         round_trip=round_trip,
         thresholds=config.ssim_thresholds,
         words=lambda text: word_weights(loaded.base, loaded.adapter, text),
+        levels_from=config.intensity_from,
     )
     return model, config
 

@@ -32,12 +32,16 @@ WordWeights = Callable[[str], list[tuple[str, float]]]
 
 @dataclass(frozen=True)
 class Model:
-    """What is measured: making clips, the VAE there and back [N, 3, S, S], the level thresholds and the words' weights."""
+    """What is measured: making clips, the VAE there and back [N, 3, S, S], the level thresholds and the words' weights.
+
+    `levels_from` says on what clips were measured to train it, their "reconstruction" by the VAE or the "frames" themselves.
+    """
 
     generate: Generate
     round_trip: RoundTrip
     thresholds: Sequence[float]
     words: WordWeights
+    levels_from: str = "reconstruction"
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,12 @@ def recognise(frames: torch.Tensor, clip: DemoClip) -> Seen:
     return recognise_thing(frames, clip.frames[0], thing.start, thing.sprite[3])
 
 
-def true_level(clip: DemoClip, model: Model) -> int:
-    """The clip's level as training measures it: on its VAE round trip."""
-    return level(float(clip_ssim(model.round_trip(clip.frames))), model.thresholds)
+def true_level(clip: DemoClip, model: Model, restored: torch.Tensor | None = None) -> int:
+    """The clip's level as training measures it; `restored` is its VAE round trip, where that is at hand."""
+    if model.levels_from == "frames":
+        return level(float(clip_ssim(clip.frames)), model.thresholds)
+    seen = model.round_trip(clip.frames) if restored is None else restored
+    return level(float(clip_ssim(seen)), model.thresholds)
 
 
 def measure_clips(model: Model, group: str, clips: Sequence[DemoClip], seed: int, batch: int) -> list[Made]:
@@ -92,7 +99,7 @@ def measure_clips(model: Model, group: str, clips: Sequence[DemoClip], seed: int
     for start in tqdm(range(0, len(clips), batch), desc=group):
         part = clips[start : start + batch]
         truths = [model.round_trip(clip.frames) for clip in part]
-        levels = [level(float(clip_ssim(truth)), model.thresholds) for truth in truths]
+        levels = [true_level(clip, model, truth) for clip, truth in zip(part, truths, strict=True)]
         frames = _generate(model, part, levels, seed + start)
         made += [_measure(group, *row) for row in zip(part, levels, frames, truths, strict=True)]
     return made

@@ -26,5 +26,13 @@ def livephoto_system(files: ModelFiles, device: str, sampling: BatchSampling, ba
         levels, seeds = [request.level for request in requests], [request.seed for request in requests]
         return list(model.generate(photos, [request.text for request in requests], levels, seeds))
 
-    name, measure = f"LivePhoto {Path(files.adapter).stem}", config.intensity_measure
-    return System(name, animate, config.size, model.thresholds, measure, model.round_trip, batch)
+    return System(
+        f"LivePhoto {Path(files.adapter).stem}",
+        animate,
+        config.size,
+        model.thresholds,
+        config.intensity_measure,
+        model.round_trip,
+        config.intensity_from,
+        batch,
+    )

@@ -39,8 +39,8 @@ class System:
 
     `size` is the side of the photo it takes. `thresholds` are its levels' (see intensity.py), in the similarity of `measure`
     (measures.py), of frames of that size; the suite's own, of frames of SIZE, for a system that has none. `round_trip` is what
-    its VAE makes of pictures [N, 3, size, size], if it has one: what the system could reach at best. `batch` requests are handed
-    over at a time.
+    its VAE makes of pictures [N, 3, size, size], if it has one: what the system could reach at best. `levels_from` says on what
+    clips were measured to train it, "frames" or their "reconstruction" by the VAE. `batch` requests are handed over at a time.
     """
 
     name: str
@@ -49,6 +49,7 @@ class System:
     thresholds: Sequence[float] = THRESHOLDS
     measure: str = "ssim"
     round_trip: Callable[[torch.Tensor], torch.Tensor] | None = None
+    levels_from: str = "frames"
     batch: int = 1
 
     @property
@@ -59,6 +60,10 @@ class System:
     def restored(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures [N, 3, size, size] as the system's VAE gives them back; as they are without one."""
         return pictures if self.round_trip is None else self.round_trip(pictures)
+
+    def measured_in_training(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures [N, 3, size, size] of a true clip as its level was measured for training."""
+        return self.restored(pictures) if self.levels_from == "reconstruction" else pictures
 
 
 def one_by_one(function: AnimateOne) -> Animate:

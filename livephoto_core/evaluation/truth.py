@@ -36,6 +36,10 @@ class Ladder:
         """The speed whose clip has this 1 - similarity, or the nearest that the scene can reach."""
         return math.exp(np.interp(math.log(dissimilarity), np.log(self.dissimilarities), np.log(self.speeds)))
 
+    def dissimilarity(self, speed: float) -> float:
+        """The 1 - similarity of the clip at a speed."""
+        return math.exp(np.interp(math.log(speed), np.log(self.speeds), np.log(self.dissimilarities)))
+
     def reached(self, dissimilarity: float) -> float:
         """The 1 - similarity nearest to this one that the scene can reach."""
         return min(max(dissimilarity, self.dissimilarities[0]), self.dissimilarities[-1])

@@ -21,7 +21,7 @@ from livephoto_core.evaluation.figures import psnr
 from livephoto_core.evaluation.generate import BatchSampling
 from livephoto_core.evaluation.identity import identity
 from livephoto_core.evaluation.matching import blur
-from livephoto_core.evaluation.scoring import LevelRow
+from livephoto_core.evaluation.scoring import LevelRow, delivered
 from livephoto_core.evaluation.suite import FRAMES, PLANS, SIZE, THRESHOLDS, Plan, draw_suite, first_frame
 from livephoto_core.evaluation.system_livephoto import livephoto_system
 from livephoto_core.evaluation.systems import Request, checked, function_system, still_system
@@ -309,15 +309,39 @@ def test_a_function_of_ones_own(tmp_path):
             function_system(place, 64)
 
 
+def test_levels_are_asked_for_and_reached_as_training_measured_them(photos, monkeypatch):
+    """A VAE that blurs takes motion away: what is asked for by the frames comes out lower, and the limit says so."""
+    monkeypatch.setitem(suites.PLANS, "tiny", Plan(("pan right",), 1, ("pan right",), 1))
+    suite = draw_suite(photos, "tiny")
+
+    case, frames = suite.text[0], suite.text[0].clip.frames
+
+    def blurred(pictures):
+        return blur(pictures, 1.5)
+
+    of_frames = replace(still_system(), round_trip=blurred)
+    of_restored = replace(of_frames, levels_from="reconstruction")
+    assert asked_level(case, of_frames) == delivered(frames, of_frames)
+    assert asked_level(case, of_restored) == delivered(blurred(frames), of_restored) < asked_level(case, of_frames)
+    by_frames, by_restored = (run_suite(system, suite) for system in (of_frames, of_restored))
+    assert by_frames.limits[0].level == asked_level(case, of_frames) > by_frames.limits[0].delivered
+    asked = range(1, 11)
+    [lower], [same] = by_frames.level_limits, by_restored.level_limits
+    assert all(given == level for given, level, can in zip(same.delivered, asked, same.reachable, strict=True) if can)
+    lost = [level - given for given, level, can in zip(lower.delivered, asked, lower.reachable, strict=True) if can]
+    assert sum(lost) > 0 and min(lost) >= 0
+
+
 def test_the_report(suite, perfect, tmp_path):
     out = tmp_path / "report"
     report = build_report(truth_system(suite), suite, perfect, {"seed": 0})
     # an earlier report is replaced whole
-    out.mkdir()
-    (out / REPORT).write_text("{}")
-    (out / "old.png").touch()
+    for folder in ("plots", "sheets"):
+        (out / folder).mkdir(parents=True)
+    for file in (REPORT, "report.md", "plots/old.png"):
+        (out / file).write_text("{}")
     write_report(report, perfect, out)
-    assert not (out / "old.png").exists()
+    assert not (out / "plots" / "old.png").exists()
     plots = [f"{name}.{suffix}" for name in ("confusion", "level", "text") for suffix in ("png", "svg")]
     assert sorted(path.name for path in (out / "plots").iterdir()) == plots
     assert len(list((out / "sheets").iterdir())) == 7 + 3
@@ -332,6 +356,15 @@ def test_the_report(suite, perfect, tmp_path):
     assert "| text, right: unseen wording | 1.000 | 0.590 to 1.000 | 7 | 1.000 | at least 0.9 | yes |" in table
     assert is_met("level, error", 0.7) and not is_met("level, error", 0.8)
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+@pytest.mark.parametrize("other", [{"thesis.txt"}, {"report.md", "words.svg", "words.png"}, set()], ids=["text", "words", "alone"])
+def test_a_report_of_another_kind_is_not_replaced(perfect, other, tmp_path):
+    for name in {REPORT, *other}:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(LivePhotoError, match=r"no earlier report of this kind.*give a new folder"):
+        write_report({}, perfect, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {REPORT, *other}
 
 
 def test_nothing_of_the_users_is_replaced(perfect, tmp_path):
@@ -362,6 +395,7 @@ def test_the_command(monkeypatch, photo_folder, tmp_path, capsys):
     assert printed.strip() == (tmp_path / "out" / "report.md").read_text().strip()
     settings = json.loads((tmp_path / "out" / "report.json").read_text())["settings"]
     assert settings["photos"] == "photos" and settings["system"] == "still"
+    assert not {"steps", "model", "precision", "workflow"} & settings.keys(), "what says nothing to it"
 
 
 def test_the_command_in_half_precision(monkeypatch, photo_folder, tmp_path):
@@ -387,13 +421,17 @@ def test_the_command_in_half_precision(monkeypatch, photo_folder, tmp_path):
         (["run", "--system", "function", "--function", "x", "--size", "8"], "--size must be"),
         (["run", "--system", "function", "--function", "notes.txt:animate"], "no Python file"),
         (["run", "--prior", "much"], "--prior takes"),
-        (["run", "--size", "128"], "--size is for other systems"),
+        (["run", "--size", "128"], "--size is for --system diffusers, comfyui, function, not livephoto"),
+        (["run", "--system", "still", "--steps", "7"], "--steps is for --system livephoto, not still"),
+        (["run", "--system", "truth", "--folder", "x"], "--folder is for --system diffusers, folder, not truth"),
+        (["run", "--system", "diffusers", "--folder", "x", "--level-values", "1,2"], "--level-values needs --level-input"),
         (["run", "--steps", "0"], "steps must be"),
         (["run", "--precision", "fp8"], "choose one of fp32, bf16"),
         (["run", "--cfg", "0.5"], "cfg must be"),
         (["run", "--system", "diffusers", "--inputs", "[1]", "--folder", "."], "--inputs takes JSON"),
         (["run", "--system", "diffusers", "--folder", "."], "is no diffusers pipeline"),
-        (["run", "--system", "diffusers", "--folder", ".", "--level-values", "1,2"], "10"),
+        (["run", "--system", "diffusers", "--folder", ".", "--level-input", "x", "--level-values", "1,2"], "10"),
+        (["run", "--system", "comfyui", "--workflow", "x", "--level-values", "1,2"], "--level-values needs --set level="),
         (["run", "--dino", "nowhere"], "cannot load the model in nowhere"),
         (["run", "--device", "tpu9"], "cannot use the device 'tpu9'"),
         (["run", "--system", "still", "-o", "notes.txt/report"], "cannot write"),
