@@ -6,7 +6,9 @@ The pictures come from ComfyUI's template media packages and are only needed to 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from PIL import Image, ImageOps
 from ..errors import LivePhotoError
 from ..media import PILLOW_ERRORS
 
-PACKAGES = ("comfyui_workflow_templates_media_image", "comfyui_workflow_templates_media_assets_01")
+# others hold other pictures, and part them otherwise into those to train on and the rest
+PACKAGES = {"comfyui_workflow_templates_media_image": "0.3.160", "comfyui_workflow_templates_media_assets_01": "0.1.48"}
 # pixels that a photograph is shrunk to: room around a window of 64
 SHORT_SIDE = 192
 SUFFIXES = {".webp", ".jpg", ".jpeg", ".png"}
@@ -30,27 +33,39 @@ class Photo:
     pixels: torch.Tensor
 
 
+def _installed_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
 def package_folders() -> list[Path]:
     """Folders of the installed photo packages.
 
     Raises:
-        LivePhotoError: none of them is installed.
+        LivePhotoError: one is not installed, or of another version than PACKAGES has it.
     """
-    found = []
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.submodule_search_locations:
-            found += [Path(p) for p in spec.submodule_search_locations]
-    if not found:
-        names = " ".join(p.replace("_", "-") for p in PACKAGES)
+    found, missing = [], []
+    for package, wanted in PACKAGES.items():
+        name = package.replace("_", "-")
+        installed = _installed_version(name)
+        if installed == wanted:
+            found += map(Path, importlib.util.find_spec(package).submodule_search_locations)
+        else:
+            missing.append((f"{name}=={wanted}", installed))
+    if missing:
+        told = ", ".join(f"{name} (installed: {installed})" for name, installed in missing)
         raise LivePhotoError(
-            f"no photographs to train on: none of the photo packages is installed; pip install {names}"
+            f"the photographs that the demo learns from, and those that it never sees, are those of {told}: "
+            f"pip install {' '.join(name for name, _ in missing)}"
         )
     return found
 
 
 def _is_still(image: Image.Image) -> bool:
-    return getattr(image, "n_frames", 1) == 1
+    # phones' photographs carry a small second picture, or one for other screens
+    return image.format == "MPO" or getattr(image, "n_frames", 1) == 1
 
 
 def _is_photographic(pixels: np.ndarray) -> bool:
@@ -78,6 +93,12 @@ def _still_pixels(path: Path, short_side: int) -> np.ndarray | None:
     return np.asarray(upright.resize((width, height), Image.Resampling.LANCZOS))
 
 
+def _in_order(folders: list[Path]) -> Iterator[Path]:
+    """The pictures below folders by name, the same on every system: Windows' own order goes by lower case."""
+    found = [(path.relative_to(folder.parent).parts, path) for folder in folders for path in folder.rglob("*")]
+    return (path for _, path in sorted(found) if path.suffix.lower() in SUFFIXES)
+
+
 def load_photos(folders: list[Path], short_side: int = SHORT_SIDE) -> list[Photo]:
     """Every still photograph below the folders, in name order, with a short side of so many pixels.
 
@@ -85,7 +106,7 @@ def load_photos(folders: list[Path], short_side: int = SHORT_SIDE) -> list[Photo
         LivePhotoError: a file that is named as a picture and is none, or a broken one.
     """
     photos = []
-    for path in sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
+    for path in _in_order(folders):
         try:
             pixels = _still_pixels(path, short_side)
         except PILLOW_ERRORS as error:

@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
@@ -16,6 +18,7 @@ import livephoto_core
 from livephoto_core.checkpoint import load_adapter, read_config
 from livephoto_core.cli import main
 from livephoto_core.config import from_dict
+from livephoto_core.demo import photos
 from livephoto_core.demo.photos import load_photos
 from livephoto_core.demo.phrasings import phrasings
 from livephoto_core.demo.source import ProceduralSource, photos_at
@@ -129,6 +132,32 @@ def test_a_photograph_is_drawn_as_people_see_it(tmp_path):
     [photo] = load_photos([tmp_path], 300)
     assert photo.pixels.shape == (3, 300, 400)
     assert (photo.pixels.float() / 255 - shown).abs().mean() < 0.02
+
+
+def test_a_phones_photograph_is_no_animation(tmp_path):
+    """With its small second picture."""
+    picture = Image.fromarray((torch.rand(80, 100, 3, generator=torch.Generator().manual_seed(0)) * 255).byte().numpy())
+    picture.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[picture.resize((20, 16))])
+    picture.save(tmp_path / "moving.webp", save_all=True, append_images=[picture.rotate(90, expand=False)])
+    assert [photo.name for photo in load_photos([tmp_path])] == ["phone.jpg"]
+
+
+def test_photographs_have_one_order_on_every_system(tmp_path):
+    names = ["B.png", "a.png", "b/A.png", "b-c.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_picture(torch.rand(3, 64, 64), tmp_path / name)
+    assert [photo.name for photo in load_photos([tmp_path])] == ["B.png", "a.png", "A.png", "b-c.png"]
+
+
+def test_photo_packages_of_other_versions_are_refused(monkeypatch):
+    """The demo would be measured on what it learnt from."""
+    monkeypatch.setattr(photos, "PACKAGES", {"torch": torch.__version__, "PIL": "0.1"})
+    with pytest.raises(LivePhotoError, match=r"those of PIL==0\.1 \(installed: none\): pip install PIL==0\.1$"):
+        photos.package_folders()
+    monkeypatch.setattr(photos, "PACKAGES", {"numpy": "0.1", "torch": torch.__version__})
+    with pytest.raises(LivePhotoError, match=rf"numpy==0\.1 \(installed: {re.escape(np.__version__)}\)"):
+        photos.package_folders()
 
 
 @pytest.mark.parametrize("pictures", [0, 3])
