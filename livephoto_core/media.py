@@ -75,8 +75,8 @@ def read_clip(path: str | Path, max_frames: int | None = None, stride: int = 1) 
 
     Every `stride`-th frame is kept, from the first on, `max_frames` at most, and `fps` is the rate of the kept frames.
     A picture that an animation shows for several frames' time counts as several frames, since encoders merge equal
-    ones. Phone videos come upright. A video cut off gives the frames before the cut if there are two or more. A still
-    picture is a clip of one frame.
+    ones; a video's frames come as they are stored, however long each is shown. Phone videos come upright. A video cut
+    off gives the frames before the cut if there are two or more. A still picture is a clip of one frame.
 
     Raises:
         LivePhotoError: a missing file, an empty folder, a file without readable frames, frames of different sizes, or a

@@ -34,16 +34,16 @@ def measure(
         by: the measure that the levels are of, one of config.INTENSITY_MEASURES.
 
     Returns:
-        A dict a clip: path (str), frames (int), ssim (float), measure (str, as `by`), motion (float, by that measure: 0 is a still
-        clip), level (int or None), fractional_level (float or None), asked (None). Of a clip that `livephoto animate` wrote with
-        several levels side by side a dict a level, `asked` being that level (float).
+        A dict a clip: path (str), frames (int), stride (int), ssim (float), measure (str, as `by`), motion (float, by that
+        measure: 0 is a still clip), level (int or None), fractional_level (float or None), asked (None). Of a clip that
+        `livephoto animate` wrote with several levels side by side a dict a level, `asked` being that level (float).
 
     Raises:
         LivePhotoError: a clip that cannot be read or has fewer than 2 frames or 7 pixels a side, unusable
             thresholds, or a measure whose package is not installed.
     """
     return [
-        {**_measure_clip(path, thresholds, size, _frames(path, stride, k, len(levels)), by), "asked": level}
+        {**_measure_clip(path, thresholds, size, _frames(path, stride, k, len(levels)), by), "stride": stride, "asked": level}
         for path in map(Path, paths)
         for levels in [_side_by_side(path)]
         for k, level in enumerate(levels)
@@ -54,11 +54,12 @@ def format_table(results: Sequence[dict]) -> str:
     """Lay out the results of `measure` as a text table with a header, one line a clip."""
     # SSIM says it all where the levels are of it
     more = [r["measure"] for r in results[:1] if r["measure"] != "ssim"]
-    header = ("clip", "frames", "SSIM", *(MOTION_NAMES[name] for name in more), "level")
+    header = ("clip", "frames", "stride", "SSIM", *(MOTION_NAMES[name] for name in more), "level")
     lines = [header]
     for r in results:
         name = r["path"] if r["asked"] is None else f"{r['path']} at {r['asked']:g}"
-        lines.append((name, str(r["frames"]), f"{r['ssim']:.4f}", *(f"{r['motion']:.4g}" for _ in more), _level_text(r)))
+        numbers = str(r["frames"]), str(r["stride"]), f"{r['ssim']:.4f}", *(f"{r['motion']:.4g}" for _ in more)
+        lines.append((name, *numbers, _level_text(r)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]).rstrip() for name, *numbers in lines

@@ -58,9 +58,9 @@ def test_json_and_table(clips):
     results = measure(clips, THRESHOLDS)
     assert json.loads(format_json(results)) == results
     header, *lines = format_table(results).splitlines()
-    assert header.split() == ["clip", "frames", "SSIM", "level"]
+    assert header.split() == ["clip", "frames", "stride", "SSIM", "level"]
     assert [line.split()[0] for line in lines] == [str(path) for path in clips]
-    assert lines[0].split()[1:] == ["6", "1.0000", "1", "(1.00)"]
+    assert lines[0].split()[1:] == ["6", "1", "1.0000", "1", "(1.00)"]
 
 
 def test_clips_that_cannot_be_measured(tmp_path, clips):
