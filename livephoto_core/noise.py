@@ -36,7 +36,7 @@ def share_noise(noise: torch.Tensor, share: float | torch.Tensor) -> torch.Tenso
     and n by sqrt(s_m s_n).
 
     Args:
-        noise: [B, F, ...], unit variance, each frame's own.
+        noise: [B, F, ...], unit variance, each frame's own; one that has the first frame's already keeps it.
         share: s, 0..1, for all, or [B, F] for each frame, the first of which is not looked at. 0 gives the noise back as it is.
 
     Returns:
@@ -45,4 +45,7 @@ def share_noise(noise: torch.Tensor, share: float | torch.Tensor) -> torch.Tenso
     first, others = noise[:, :1], noise[:, 1:]
     share = torch.as_tensor(share, dtype=torch.float32, device=noise.device).expand(noise.shape[:2])[:, 1:]
     common, own = (part.sqrt().to(noise)[(..., *[None] * (noise.ndim - 2))] for part in (share, 1 - share))
-    return torch.cat([first, common * first + own * others], 1)
+    mixed = common * first + own * others
+    # whoever repeats noise, such as a batch of latents with one seed, shares it already: added to itself it would be too strong
+    equal = (others == first).flatten(2).all(2)[(..., *[None] * (noise.ndim - 2))]
+    return torch.cat([first, torch.where(equal, others, mixed)], 1)

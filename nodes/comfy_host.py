@@ -164,6 +164,7 @@ def apply(
     layers = config.base.layers_per_block
     patched = model.clone()
     patched.set_additional_models(KEY, [livephoto.patcher])
+    patched.set_attachments(KEY, reference)
     patched.add_object_patch("model_sampling", sampling_of(model, config.schedule))
     content = {block_of(site, layers): site for site in host.adapter.content.names}
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY, _around_model(host))
@@ -201,6 +202,9 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
         LivePhotoError: the batch is not made of whole clips, or of too many frames.
     """
     clips = len(host.latent)
+    # before the frames are counted: a window's are no multiple of the photos
+    if window is not None and clips > 1:
+        raise LivePhotoError(f"context windows take one photo at a time, the reference has {clips}: sample them one by one")
     frames = frames_of(batch // chunks, clips)
     most = host.adapter.config.motion.max_frames
     if frames > most and window is not None:
@@ -209,9 +213,11 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
             "or less, or put LivePhoto Context Windows in place of their node"
         )
     if frames > most:
+        has = f"{frames} frames" if clips == 1 else f"{frames} frames a photo"
+        fix = f"{most} or less, or put LivePhoto Context Windows behind Apply LivePhoto"
         raise LivePhotoError(
-            f"the latent has {frames} frames, the LivePhoto checkpoint takes {most} at once: make its batch {most} or less, or put "
-            "LivePhoto Context Windows behind Apply LivePhoto"
+            f"the latent has {has}, the LivePhoto checkpoint takes {most} at once: make its batch "
+            f"{fix if clips == 1 else f'{most * clips} or less'}"
         )
     places, length = None, frames
     if window is not None:
@@ -219,8 +225,6 @@ def condition_of(host: Host, batch: int, chunks: int, window: Any | None) -> Cli
             raise LivePhotoError(
                 "these context windows do not say how long the whole clip is: put LivePhoto Context Windows in place of their node"
             )
-        if clips > 1:
-            raise LivePhotoError(f"context windows take one photo at a time, the reference has {clips}: sample them one by one")
         places, length = torch.tensor(places_of(window)), window.total_frames
     levels = host.motion.levels(clips, length)
     condition = ClipCondition(

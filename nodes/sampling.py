@@ -17,6 +17,7 @@ from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.inversion import PRIOR_END, PRIOR_START, prior_noise
 from .checks import check_choice, check_numbers
 from .comfy_host import KEY
+from .sampling_checks import check_same_photos
 from .types import Reference, ReferenceType
 
 
@@ -157,6 +158,7 @@ class LivePhotoSampler(io.ComfyNode):
         check_numbers(cfg=cfg)
         if not model.get_additional_models_with_key(KEY):
             raise LivePhotoError("LivePhoto Sampler needs the MODEL from Apply LivePhoto: put that node in front of it")
+        check_same_photos(model.get_attachment(KEY), reference)
         samples = torch.zeros(len(reference.latent) * frames, *reference.latent.shape[1:])
         noise = PriorNoise(reference, seed, prior_start, prior_end).generate_noise({"samples": samples})
         clip = comfy.sample.sample(

@@ -13,6 +13,8 @@ from torch import nn
 from ..livephoto_core.config import NoiseSchedule
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.schedule import sigmas
+from .text import FRAMES
+from .types import Reference
 
 
 def check_schedule(sampling: nn.Module, schedule: NoiseSchedule) -> None:
@@ -45,17 +47,32 @@ def check_texts(conds: dict[str, list[dict]], batch: int, clips: int, width: int
         LivePhotoError: a text of another width, or with rows for another number of frames.
     """
     frames = batch // clips
-    texts = ((name, cond["cross_attn"]) for name, entries in conds.items() for cond in entries if "cross_attn" in cond)
-    for name, text in texts:
+    texts = ((name, cond) for name, entries in conds.items() for cond in entries if "cross_attn" in cond)
+    for name, cond in texts:
+        text = cond["cross_attn"]
         if text.shape[-1] != width:
             raise LivePhotoError(
                 f"the {name} text is {text.shape[-1]} wide, the LivePhoto checkpoint needs {width}: encode it with the MODEL's CLIP"
             )
-        if len(text) not in (1, frames, batch):
+        rows = cond.get(FRAMES, frames if len(text) in (1, batch) else len(text))
+        if rows != frames:
             raise LivePhotoError(
-                f"the {name} text has rows for {len(text)} frames, the clip has {frames}: set the frames of Re-weight Motion Text "
-                f"to {frames}, or the batch size of the latent to {len(text) * clips}"
+                f"the {name} text has rows for {rows} frames, the clip has {frames}: set the frames of Re-weight Motion Text "
+                f"to {frames}, or the batch size of the latent to {rows * clips}"
             )
+
+
+def check_same_photos(applied: Reference, given: Reference) -> None:
+    """Refuse other photos than those that the MODEL animates: the noise would be another's, or of another number of clips.
+
+    Raises:
+        LivePhotoError: names how many each has.
+    """
+    if applied.latent.shape != given.latent.shape or not torch.equal(applied.latent, given.latent):
+        found = (f"{len(reference.latent)} photo{'s' * (len(reference.latent) > 1)}" for reference in (given, applied))
+        raise LivePhotoError(
+            "LivePhoto Sampler has another reference ({}) than Apply LivePhoto ({}): connect the same one to both".format(*found)
+        )
 
 
 def check_hints(conds: dict[str, list[dict]], batch: int, clips: int) -> None:

@@ -17,6 +17,8 @@ from .types import LoadedModel, ModelType
 
 # CLIP reads a text in chunks of so many tokens, start and end included
 CHUNK = 77
+# where a CONDITIONING tells for how many frames it has rows: of a batch of clips, the rows alone do not
+FRAMES = "livephoto_frames"
 
 
 def weigh(text: torch.Tensor, livephoto: LoadedModel, frames: int) -> torch.Tensor:
@@ -110,7 +112,7 @@ class LivePhotoTextReweight(io.ComfyNode):
         weighed, shown = [], torch.zeros(0)
         for embedding, options in conditioning:
             weights = weigh(embedding, livephoto_model, frames)
-            weighed.append([apply_weights(embedding, weights, strength), options.copy()])
+            weighed.append([apply_weights(embedding, weights, strength), {**options, FRAMES: frames}])
             shown = shown if len(shown) else weights[0].mean(0)
         words = word_weights(clip, text, shown) if clip is not None and text else []
         bars = words or [(str(i), float(w)) for i, w in enumerate(shown[:CHUNK])]

@@ -98,6 +98,21 @@ def test_any_sampler_shares_the_noise_as_the_checkpoint_says(results, name, clip
     assert not torch.allclose(shared, own, atol=0.1)
 
 
+def test_noise_that_is_shared_already_is_not_added_to_itself(results):
+    found = results("repeated_noise")
+    for name, frames in (("all", [1, 2, 3]), ("one", [2])):
+        for frame in frames:
+            assert torch.equal(found[name][frame], found[name][0])
+    assert torch.allclose(found["one"], share_noise(found["own"][None], 0.6)[0], atol=1e-5)
+    assert not torch.allclose(found["one"][1], found["own"][1], atol=0.1)
+
+
+def test_livephoto_sampler_has_the_photos_of_apply(results):
+    found = results("another_reference")
+    for name, photos in (("two", "2 photos"), ("other", "1 photo")):
+        assert f"another reference ({photos}) than Apply LivePhoto (1 photo)" in found[name]["message"]
+
+
 def test_any_sampler_shares_more_of_the_noise_of_what_moves_less(results):
     found = results("shared_noise")
     assert found["level"] == 6

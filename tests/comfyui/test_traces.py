@@ -97,7 +97,9 @@ def test_cancelling_changes_nothing(results):
 
 
 def test_photo_is_read_once_a_sampling(results):
-    assert results("photo_keys_and_values")["counts"] == [1, 1]
+    found = results("photo_keys_and_values")
+    assert found["counts"] == [1] * 6
+    assert all(torch.equal(latents, found["latents"][0]) for latents in found["latents"])
 
 
 def test_adapter_is_in_comfyuis_memory_management(results):
@@ -127,6 +129,7 @@ REFUSALS = {
     "applied_twice": "this MODEL already went through Apply LivePhoto: connect the MODEL from before it",
     "sdxl": "LivePhoto needs an SD1.5 model (cross-attention width 768); this one has 2048: load an SD1.5 checkpoint",
     "wan": "LivePhoto needs an SD1.5 model; this one is WAN21: load an SD1.5 checkpoint",
+    "text_of_one_long_clip_for_two": "the positive text has rows for 8 frames, the clip has 4: set the frames of Re-weight",
     "text_for_other_frames": "the positive text has rows for 3 frames, the clip has 4: set the frames of Re-weight",
     "text_of_another_width": "the negative text is 768 wide, the LivePhoto checkpoint needs 96: encode it with the MODEL's CLIP",
     "photo_of_a_wider_encoder": "the photo's tokens are 1024 wide, the LivePhoto checkpoint needs 96: encode the photo with demo",

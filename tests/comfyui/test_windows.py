@@ -12,6 +12,7 @@ FRAMES = 48
 STATIC = [list(range(start, start + 16)) for start in (0, 12, 24, 32)]
 REFUSALS = {
     "two_photos": "context windows take one photo at a time, the reference has 2",
+    "two_long_photos": "the latent has 40 frames a photo, the LivePhoto checkpoint takes 32 at once: make its batch 64 or less",
     "rows_of_a_window_only": "the positive text has rows for 16 frames, the clip has 48: set the frames of Re-weight",
     "a_video_model": "SimpleNamespace is a video model: take the node out",
     "a_loop_of_windows_that_do_not_loop": "loop does nothing with standard_uniform: set schedule to looped_uniform",

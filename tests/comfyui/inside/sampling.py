@@ -145,13 +145,17 @@ def no_inverted_latent() -> dict[str, Any]:
     return refused(lambda: bare.generate_noise(empty()))
 
 
-def first_latents(share: float, clips: int = 1, still: float = 0.0) -> torch.Tensor:
-    """What the UNet is first given by KSampler, the checkpoint's frames sharing so much of their noise (at level 1 `still`)."""
+def first_latents(share: float, clips: int = 1, still: float = 0.0, seeds: list[int] | None = None) -> torch.Tensor:
+    """What the UNet is first given by KSampler, the checkpoint's frames sharing so much of their noise (at level 1 `still`).
+
+    `seeds` are the latents' places in the noise of the seed, as LatentBatchSeedBehavior and LatentBatch set them.
+    """
     livephoto = demo().livephoto
     own, livephoto.adapter.config = livephoto.config, replace(livephoto.config, shared_noise=share, shared_noise_still=still)
     try:
         model, calls = recorded(apply(count=clips))
         latent = {"samples": torch.zeros(clips * FRAMES, *photo().latent.shape[1:])}
+        latent |= {} if seeds is None else {"batch_index": seeds}
         nodes.KSampler().sample(model, SEED, 1, 1.0, SAMPLER, SCHEDULER, *prompts(), latent)
     finally:
         livephoto.adapter.config = own
@@ -163,3 +167,24 @@ def shared_noise() -> dict[str, Any]:
     names = {"one": 1, "two": 2}
     found = {f"{name}, {share}": first_latents(share, clips) for name, clips in names.items() for share in (0.0, 0.6)}
     return {**found, "by level": first_latents(0.5, still=0.95), "level": LEVEL}
+
+
+@case
+def repeated_noise() -> dict[str, Any]:
+    """Frames that are given the first frame's noise: all of them, and one."""
+    one = [0, 1, 0, 2]
+    found = {"one": first_latents(0.6, seeds=one), "own": first_latents(0.0, seeds=one)}
+    return {**found, "all": first_latents(0.6, seeds=[0] * FRAMES)}
+
+
+@case
+def another_reference() -> dict[str, Any]:
+    """LivePhoto Sampler with two photos, and with another one, where Apply LivePhoto has one."""
+    positive, negative = prompts()
+    settings = {"frames": FRAMES, "seed": SEED, "steps": 1, "cfg": CFG, "sampler_name": SAMPLER, "scheduler": SCHEDULER}
+    wired = {"model": apply(), "positive": positive, "negative": negative, "prior_start": 0.0, "prior_end": 0.0}
+    other = replace(reference(), latent=reference(2).latent[1:])
+    return {
+        name: refused(lambda given=given: node("LivePhotoSampler", reference=given, **wired, **settings))
+        for name, given in {"two": reference(2), "other": other}.items()
+    }

@@ -177,13 +177,14 @@ def photo_keys_and_values() -> dict[str, Any]:
     adapter.photo_keys_values = lambda *args: count.append(1) or compute(adapter, *args)
     try:
         model, found = apply(), []
-        for _ in range(2):
+        clones, latents = [model.clone(), model.clone()], []
+        for sampled in (model, model, *clones, *clones):
             count.clear()
-            sample(model, *prompts(), steps=4)
+            latents.append(sample(sampled, *prompts(), steps=4))
             found.append(len(count))
     finally:
         del adapter.photo_keys_values
-    return {"counts": found}
+    return {"counts": found, "latents": torch.stack(latents)}
 
 
 def loaded() -> list:
@@ -283,6 +284,14 @@ def text_for_other_frames() -> dict[str, Any]:
     positive, negative = prompts()
     rows = [[positive[0][0].expand(FRAMES - 1, -1, -1), {}]]
     return refused_cleanly(lambda: sample(apply(), rows, negative))
+
+
+@case
+def text_of_one_long_clip_for_two() -> dict[str, Any]:
+    """As many rows as the latent has frames, of which each photo gets half."""
+    livephoto = demo().livephoto
+    rows = node("LivePhotoTextReweight", conditioning=prompts()[0], livephoto_model=livephoto, frames=2 * FRAMES, strength=1.0)[0]
+    return refused_cleanly(lambda: sample(apply(count=2), rows, prompts()[1], frames=2 * FRAMES))
 
 
 @case

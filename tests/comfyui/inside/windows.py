@@ -189,7 +189,14 @@ def a_clip_of_one_window() -> dict[str, Any]:
 
 @case
 def two_photos() -> dict[str, Any]:
-    return refused(lambda: sample(windowed(apply(count=2)), *prompts(), frames=FRAMES))
+    """Under windows as a user finds the node set, whose frames are no multiple of the photos."""
+    model = node("LivePhotoContextWindows", model=apply(count=2), **defaults("LivePhotoContextWindows"))[0]
+    return refused(lambda: sample(model, *prompts(), frames=FRAMES))
+
+
+@case
+def two_long_photos() -> dict[str, Any]:
+    return refused(lambda: sample(apply(count=2), *prompts(), frames=80))
 
 
 @case
