@@ -28,6 +28,14 @@ def register_folder() -> None:
         folder_paths.folder_names_and_paths[FOLDER] = (paths, set(folder_paths.supported_pt_extensions))
 
 
+def file_state(path: str | None) -> str:
+    """Tells a file's contents from what it held before, without reading it; a file that is not there is empty."""
+    if path is None or not Path(path).is_file():
+        return ""
+    found = Path(path).stat()
+    return f"{found.st_mtime_ns} {found.st_size}"
+
+
 def load(path: Path) -> LoadedModel:
     """A checkpoint in ComfyUI's memory management, with ComfyUI's layers, so that casts and offloading work.
 
@@ -62,6 +70,11 @@ class LivePhotoModelLoader(io.ComfyNode):
             ],
             outputs=[ModelType.Output(display_name="livephoto_model", tooltip="For Apply LivePhoto and Re-weight Motion Text.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str) -> str:
+        """Another one when training or `livephoto calibrate` wrote the file anew."""
+        return file_state(folder_paths.get_full_path(FOLDER, model_name))
 
     @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:

@@ -3,11 +3,14 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from PIL import Image
+
+from livephoto_core.checkpoint import load_adapter, save_adapter
 
 DEMO = {"class_type": "LivePhotoDemoLoader", "inputs": {}}
 
@@ -107,6 +110,19 @@ def test_errors_name_their_node(server):
     assert error["exception_type"].endswith("LivePhotoError")
     assert "cut.safetensors" in error["exception_message"]
     assert "get it again" in error["exception_message"] or "give the path" in error["exception_message"]
+
+
+def test_a_checkpoint_written_anew_is_loaded_anew(server):
+    """As `livephoto calibrate --write` and training do, while ComfyUI runs."""
+    path = server.base / "models" / "livephoto" / "again.safetensors"
+    shutil.copy(Path(__file__).parents[2] / "livephoto_core" / "demo" / "weights" / "adapter.safetensors", path)
+    graph = loading(path.name)
+    assert server.run(graph).error is None
+    assert "load" in server.run(graph).cached
+    adapter = load_adapter(path)
+    save_adapter(adapter, path, {"note": "written anew"})
+    run = server.run(graph)
+    assert run.error is None and "load" not in run.cached
 
 
 def test_missing_checkpoint_is_named(server, refused):
