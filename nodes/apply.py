@@ -42,7 +42,7 @@ class LivePhotoApply(io.ComfyNode):
                     tooltip="How much the motion modules count: 1 is as trained, 0 makes every frame on its own.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="For any sampler; give it a latent of 16 frames (batch size 16).")],
+            outputs=[io.Model.Output(tooltip="For any sampler; give it a latent of 16 frames (batch size 16) a photo.")],
         )
 
     @classmethod

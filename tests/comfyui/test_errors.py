@@ -154,7 +154,7 @@ ERRORS = {
     "one_picture_to_measure": (
         {"measure": {"images": ["photo", 0]}},
         "measure",
-        "motion is measured between frames, the images input has 1: connect a whole clip",
+        "motion is measured between frames, a clip here has 1: connect a whole clip",
     ),
     "levels_of_no_checkpoint": (
         {"load": checkpoint("wide.safetensors")["load"], "measure": {"livephoto_model": ["load", 0]}},

@@ -15,7 +15,7 @@ REFUSALS = {
     "text_of_rows": "this CONDITIONING has 16 rows already: re-weight a text once, before anything that batches it",
     "part_of_a_chunk": "the text has 60 tokens, CLIP gives 77 a chunk: connect CLIP Text Encode's output",
     "strength_that_is_no_number": "strength is nan: give a number",
-    "one_frame": "motion is measured between frames, the images input has 1: connect a whole clip",
+    "one_frame": "motion is measured between frames, a clip here has 1: connect a whole clip",
     "broken_frames": "a clip's SSIM must be a finite number, got nan; check its frames for nan",
     "no_thresholds": "bare.safetensors has no levels yet: run livephoto calibrate on it first",
 }
@@ -88,9 +88,9 @@ def test_strength(results):
 def test_other_frames_and_other_nodes_keys(results):
     found = results("other_frames_and_keys")
     assert found["rows"] == [5, 5]
-    assert found["options"] == {"strength": 0.5, "of another pack": 3}
+    assert found["options"] == {"strength": 0.5, "of another pack": 3, "livephoto_frames": 5}
     assert not torch.allclose(found["first"], found["second"], atol=1e-2)
-    assert results("plain")["options"] == results("plain")["given"]
+    assert results("plain")["options"] == [*results("plain")["given"], "livephoto_frames"]
 
 
 def test_motion_is_measured_as_in_the_core(results, demo):
@@ -103,6 +103,16 @@ def test_motion_is_measured_as_in_the_core(results, demo):
     assert found["report"] == f"level {level:.1f}, asked for 2.5 ({level - 2.5:+.1f}), SSIM {float(ssim):.4f}"
     assert found["shown"] == {"text": [found["report"]]}
     assert found["not asked"] == f"level {level:.1f}, SSIM {float(ssim):.4f}"
+
+
+def test_each_clip_of_a_batch_is_measured_by_itself(results):
+    """The cut between two photos' clips is no motion."""
+    found = results("motion_of_two_clips")
+    level, ssim, report = found["one"]
+    assert found["report"] == f"1: {report}\n2: level 1.0, asked for 2.5 (-1.5), SSIM 1.0000"
+    assert (found["level"], found["ssim"]) == (pytest.approx((level + 1) / 2), pytest.approx((ssim + 1) / 2))
+    assert "16 images are not 3 clips of one length: set clips to the number of photos" in found["uneven"]["message"]
+    assert "a clip here has 1: connect a whole clip" in found["short"]["message"]
 
 
 def test_motion_is_measured_at_the_size_of_the_levels(results, demo):

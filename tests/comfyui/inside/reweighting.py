@@ -115,6 +115,16 @@ def motion() -> dict[str, Any]:
 
 
 @case
+def motion_of_two_clips() -> dict[str, Any]:
+    """One that slides and a still one of another photo, as VAE Decode gives those of two photos."""
+    still = photos(2)[1:].expand(8, -1, -1, -1)
+    both, asked = torch.cat([clip(), still]), node("LivePhotoIntensity", level=2.5)[0]
+    level, ssim, report = measured(both, motion=asked, clips=2).result
+    found = {"level": level, "ssim": ssim, "report": report, "one": measured(clip(), motion=asked).result}
+    return {**found, "uneven": refused(lambda: measured(both, clips=3)), "short": refused(lambda: measured(both, clips=16))}
+
+
+@case
 def motion_of_a_larger_clip() -> dict[str, Any]:
     large = torch.nn.functional.interpolate(clip().movedim(-1, 1), size=(192, 256), mode="bicubic", antialias=True).clamp(0, 1)
     level, ssim, _ = measured(large.movedim(1, -1)).result
