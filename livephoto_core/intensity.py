@@ -178,6 +178,23 @@ def fractional_level(ssim: float, thresholds: Sequence[float]) -> float:
     return k + (bounds[k - 1] - ssim) / (bounds[k - 1] - bounds[k])
 
 
+def fine_level(ssim: float, thresholds: Sequence[float]) -> float:
+    """Level of a clip's SSIM as a number that a whole level is the middle of its band, 1..10, to train on.
+
+    Which of all clips of a level to make, a model told the whole level alone cannot know, and makes their mean. k at the middle of
+    band k, linear in between as `fractional_level`; beyond band 9 as steep as there, and 10 from where band 10 would have its
+    middle.
+
+    Raises:
+        LivePhotoError: as `level`.
+    """
+    found = fractional_level(ssim, thresholds) - 0.5
+    if level(ssim, thresholds) == LEVELS:
+        *_, before, last = check_thresholds(thresholds)
+        found = LEVELS - 0.5 + (last - ssim) / (before - last)
+    return min(max(found, 1.0), float(LEVELS))
+
+
 def check_level(value: float | str) -> float:
     """Return a motion level, a number or its text, as a float; raise LivePhotoError unless it lies in 1..10."""
     try:

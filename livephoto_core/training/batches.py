@@ -7,7 +7,7 @@ what one process sees at twice the batch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -99,6 +99,7 @@ class Batches:
     share of clips that are unseen at the last timestep. own_guesses: of the others, the share whose noisy latents are made of the
     model's own guess, in the noisier half of the timesteps: below it, what is still to be mended of a guess is no small correction.
     unguessed: clips, as in `indices`, for which there are no guesses.
+    level_of: the level of a clip, of its similarity and the thresholds.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Batches:
         own_guesses: float = 0.0,
         unguessed: frozenset[int] = frozenset(),
         texts: CachedTexts | None = None,
+        level_of: Callable[[float, Sequence[float]], float] = level,
     ):
         self.clips, self.indices = clips, indices
         self.text_ids, self.empty_ids = text_ids, empty_ids
@@ -127,7 +129,7 @@ class Batches:
         self.timesteps, self.timestep_shift = timesteps, timestep_shift
         self.shared_noise, self.pure_noise = shared_noise, pure_noise
         self.own_guesses, self.unguessed = own_guesses, unguessed
-        self.texts = texts
+        self.texts, self.level_of = texts, level_of
         self._epoch, self._order = -1, torch.empty(0)
 
     def _picked(self, position: int) -> int:
@@ -143,7 +145,7 @@ class Batches:
 
     def _levels(self, indices: list[int], length: int) -> torch.Tensor:
         """The level of each frame [B, length] of clips."""
-        return torch.cat([even_levels(level(float(self.clips.ssims[i]), self.thresholds), 1, length) for i in indices])
+        return torch.cat([even_levels(self.level_of(float(self.clips.ssims[i]), self.thresholds), 1, length) for i in indices])
 
     def step(self, step: int, rows: range | None = None) -> Batch:
         """The batch of an optimizer step; `rows` picks this process's (or this accumulated part's) share of it."""

@@ -37,6 +37,8 @@ class DataConfig:
     has words, and how many times an epoch a clip with that word in its caption is met: the largest of several, once without any.
     Clips with one of `unguessed` in their caption are never seen as the model's `own_guesses`: what no text tells, such as when a
     light flickers, those average away.
+
+    `fine_levels` tells each clip's level with its place in the level's band (intensity.fine_level); the paper tells whole levels.
     """
 
     kind: str = "folder"
@@ -51,6 +53,7 @@ class DataConfig:
     words: tuple[str, ...] = ()
     repeats: dict[str, float] = field(default_factory=dict)
     unguessed: tuple[str, ...] = ()
+    fine_levels: bool = False
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ FIXED_SETTINGS = (
     "own_guesses",
     "seed",
 )
+FIXED_DATA = ("held_out", "least_level", "words", "repeats", "unguessed", "fine_levels")
 
 
 def learning_rate(step: int, run: RunConfig) -> float:
@@ -102,7 +103,7 @@ def fixed_settings(run: RunConfig, model: TrainingModel, batches: Batches) -> di
     return {
         **{name: values[name] for name in FIXED_SETTINGS},
         # which part of the clips is learnt; where they came from changes nothing
-        **{f"data.{name}": values["data"][name] for name in ("held_out", "least_level", "words", "repeats", "unguessed")},
+        **{f"data.{name}": values["data"][name] for name in FIXED_DATA},
         "the clips": batches.clips.digest(),
         "number of clips": len(batches.indices),
         **{f"adapter.{name}": value for name, value in json.loads(to_json(model.adapter.config)).items()},
@@ -191,7 +192,7 @@ def _mismatch(state: dict[str, Any], model: TrainingModel, optimizer: torch.opti
     if saved:
         # what runs did before there were these settings: own noise for each frame, looks that turn round the picture's middle
         shares = ("pure_noise", "own_guesses", "adapter.shared_noise", "adapter.shared_noise_still")
-        saved = {**dict.fromkeys(shares, 0.0), **saved}
+        saved = {"data.fine_levels": False, **dict.fromkeys(shares, 0.0), **saved}
         saved["adapter.content"] = {"centred": False, **saved.get("adapter.content", settings["adapter.content"])}
     for name in saved.keys() & settings.keys():
         if saved[name] != settings[name]:

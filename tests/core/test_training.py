@@ -21,6 +21,7 @@ from livephoto_core.cli import main
 from livephoto_core.config import to_json
 from livephoto_core.encoding import overlong_text
 from livephoto_core.errors import LivePhotoError
+from livephoto_core.intensity import fine_level, level
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import write_clip
 from livephoto_core.noise import share_noise
@@ -556,6 +557,7 @@ FULL_DISK = """
 import resource, signal, sys, torch
 from pathlib import Path
 from livephoto_core.errors import LivePhotoError
+from livephoto_core.intensity import fine_level, level
 from livephoto_core.training.trainer import Average, save_state
 
 class Model(torch.nn.Linear):
@@ -588,6 +590,7 @@ FULL_DISK_LOG = """
 import resource, signal, sys, threading
 from pathlib import Path
 from livephoto_core.errors import LivePhotoError
+from livephoto_core.intensity import fine_level, level
 from livephoto_core.training.log import TrainingLog
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -655,6 +658,21 @@ def test_clips_of_chosen_words_are_met_more_often(run_file, cache_folder, capsys
     assert "data.repeats: no caption has 'Left'" in capsys.readouterr().out
     prepare(load_run(run_file(data={**part, "unguessed": ["left", "sideways"]})))
     assert "data.unguessed: no caption has 'sideways'" in capsys.readouterr().out
+
+
+def test_a_run_may_be_told_where_in_its_levels_a_clip_lies(run_file, cache_folder, tmp_path):
+    data = {"kind": "cache", "path": str(cache_folder), "held_out": 0, "fine_levels": True}
+    _, fine, *_ = prepare(load_run(run_file(data=data)))
+    _, whole, *_ = prepare(load_run(run_file(data={**data, "fine_levels": False})))
+    ssims = [float(fine.clips.ssims[index]) for index in range(CLIPS)]
+    for batches, of in ((fine, fine_level), (whole, level)):
+        told = batches.fixed(list(range(CLIPS)), 500).levels
+        assert told[:, 0].tolist() == pytest.approx([of(ssim, THRESHOLDS) for ssim in ssims], abs=1e-5)
+        assert torch.equal(told, told[:, :1].expand_as(told))
+    assert not torch.equal(fine.step(0).levels, whole.step(0).levels)
+    train(run_file(steps=2, data={**data, "fine_levels": False}))
+    with pytest.raises(LivePhotoError, match=r"data\.fine_levels False, the config has True"):
+        train(run_file(steps=4, data=data), resume=True)
 
 
 def test_a_run_on_shared_noise_says_so_in_its_checkpoint(run_file, tmp_path, cache_folder):
