@@ -160,9 +160,9 @@ def level(ssim: float, thresholds: Sequence[float]) -> int:
 def fractional_level(ssim: float, thresholds: Sequence[float]) -> float:
     """Level of a clip's SSIM with a fraction that tells where in its level's band the clip lies, 1..10.
 
-    With t_0 = 1 (a still clip), band k < 10 runs from k at t_(k-1) to k + 1 at t_k, linear in SSIM: k + 0.5 is its
-    middle, and inside a band the integer part is `level`; at t_k itself, which `level` gives to k, it is k + 1. Band 10
-    has no far end and is 10 throughout. Continuous, and never rising with SSIM. If t_1 is 1 or more, band 1 is that one
+    k is the middle of band k, as a model that was told whole levels makes it: what is measured can be asked for. With t_0 = 1 (a
+    still clip), band k < 10 runs from k - 0.5 at t_(k-1) to k + 0.5 at t_k, linear in SSIM; band 10, which has no far end, goes on
+    as steeply as band 9, up to 10. Never below 1, continuous, and never rising with SSIM. If t_1 is 1 or more, band 1 is that one
     point, with value 1.
 
     Raises:
@@ -172,26 +172,9 @@ def fractional_level(ssim: float, thresholds: Sequence[float]) -> float:
     bounds = (max(1.0, thresholds[0]), *thresholds)
     if ssim >= bounds[0]:
         return 1.0
-    if ssim <= bounds[-1]:
-        return float(LEVELS)
     k = level(ssim, thresholds)
-    return k + (bounds[k - 1] - ssim) / (bounds[k - 1] - bounds[k])
-
-
-def fine_level(ssim: float, thresholds: Sequence[float]) -> float:
-    """Level of a clip's SSIM as a number that a whole level is the middle of its band, 1..10, to train on.
-
-    Which of all clips of a level to make, a model told the whole level alone cannot know, and makes their mean. k at the middle of
-    band k, linear in between as `fractional_level`; beyond band 9 as steep as there, and 10 from where band 10 would have its
-    middle.
-
-    Raises:
-        LivePhotoError: as `level`.
-    """
-    found = fractional_level(ssim, thresholds) - 0.5
-    if level(ssim, thresholds) == LEVELS:
-        *_, before, last = check_thresholds(thresholds)
-        found = LEVELS - 0.5 + (last - ssim) / (before - last)
+    upper, lower = bounds[k - 1 : k + 1] if k < LEVELS else bounds[-2:]
+    found = min(k, LEVELS - 1) - 0.5 + (upper - ssim) / (upper - lower)
     return min(max(found, 1.0), float(LEVELS))
 
 

@@ -56,7 +56,8 @@ class LivePhotoMeasureMotion(io.ComfyNode):
             ],
             outputs=[
                 io.Float.Output(
-                    display_name="level", tooltip="1 to 10; its fraction tells where in the level's band the clip lies."
+                    display_name="level",
+                    tooltip="1 to 10; whole in the middle of a level's band, its fraction tells how far the clip is from there.",
                 ),
                 io.Float.Output(display_name="ssim", tooltip="Mean SSIM of adjacent frames: 1 is a still clip."),
                 io.String.Output(display_name="report", tooltip="Both, and the level asked for, in words."),

@@ -38,7 +38,8 @@ class DataConfig:
     Clips with one of `unguessed` in their caption are never seen as the model's `own_guesses`: what no text tells, such as when a
     light flickers, those average away.
 
-    `fine_levels` tells each clip's level with its place in the level's band (intensity.fine_level); the paper tells whole levels.
+    `fine_levels` tells each clip's fractional level (intensity.fractional_level), the paper the whole one: which of all clips of a
+    level to make cannot be known then, and what is made is their mean.
     """
 
     kind: str = "folder"

@@ -20,7 +20,7 @@ from ..config import AdapterConfig, MotionShape
 from ..diffusers_host import base_shape, check_fit
 from ..encoding import text_length
 from ..errors import LivePhotoError
-from ..intensity import calibrate, fine_level, level
+from ..intensity import calibrate, fractional_level, level
 from ..model.adapter import LivePhotoAdapter
 from .batches import Batches
 from .cache import CachedClips, check_made_from, made_from_of
@@ -256,7 +256,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
         run.own_guesses,
         unguessed,
         texts,
-        fine_level if run.data.fine_levels else level,
+        fractional_level if run.data.fine_levels else level,
     )
     sampler = Sampler(base, batches, list(range(held_out)), run.sample_texts, Path(run.out) / "samples", run.sample_cfg)
     return model, batches, list(range(held_out)), sampler

@@ -14,7 +14,6 @@ from livephoto_core.intensity import (
     check_level,
     check_thresholds,
     clip_ssim,
-    fine_level,
     fractional_level,
     level,
     ssim,
@@ -231,8 +230,10 @@ def test_fractional_level_as_documented():
     bounds = (1.0, *THRESHOLDS)
     for k in range(1, 10):
         middle = (bounds[k - 1] + bounds[k]) / 2
-        assert fractional_level(middle, THRESHOLDS) == pytest.approx(k + 0.5)
-        assert fractional_level(bounds[k], THRESHOLDS) == pytest.approx(k + 1)
+        assert fractional_level(middle, THRESHOLDS) == pytest.approx(k)
+        assert fractional_level(bounds[k], THRESHOLDS) == pytest.approx(k + 0.5)
+    beyond = bounds[9] - (bounds[8] - bounds[9]) / 4
+    assert fractional_level(beyond, THRESHOLDS) == pytest.approx(9.75)
     assert fractional_level(1.0, THRESHOLDS) == 1.0
     assert fractional_level(0.1, THRESHOLDS) == 10.0
 
@@ -244,31 +245,19 @@ def test_fractional_level_is_continuous_monotone_and_agrees_with_level():
     assert steps.min() >= 0
     assert steps.max() < 0.01
     inside = [s for s in ssims if min(abs(s - t) for t in THRESHOLDS) > 1e-6]
-    assert all(int(fractional_level(s, THRESHOLDS)) == level(s, THRESHOLDS) for s in inside)
-
-
-def test_a_fine_level_is_whole_in_the_middle_of_its_band():
-    bounds = (1.0, *THRESHOLDS)
-    for k in range(1, 10):
-        assert fine_level((bounds[k - 1] + bounds[k]) / 2, THRESHOLDS) == pytest.approx(k)
-        assert fine_level(bounds[k], THRESHOLDS) == pytest.approx(k + 0.5)
-    assert fine_level(1.0, THRESHOLDS) == 1.0 and fine_level(0.0, THRESHOLDS) == 10.0
-    ssims = np.linspace(1.0, 0.0, 20001)
-    values = np.array([fine_level(s, THRESHOLDS) for s in ssims])
-    assert np.diff(values).min() >= 0 and np.diff(values).max() < 0.01
-    assert all(abs(value - level(s, THRESHOLDS)) <= 0.5 + 1e-9 for s, value in zip(ssims, values, strict=True))
+    assert all(round(fractional_level(s, THRESHOLDS)) == level(s, THRESHOLDS) for s in inside)
 
 
 @pytest.mark.parametrize("thresholds", [(), THRESHOLDS[:8], THRESHOLDS[::-1], (*THRESHOLDS[:8], math.nan), None, "abc"])
 def test_unusable_thresholds(thresholds):
-    for function in (level, fractional_level, fine_level):
+    for function in (level, fractional_level):
         with pytest.raises(LivePhotoError, match="SSIM thresholds are nine"):
             function(0.9, thresholds)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_ssim_that_is_no_number(value):
-    for function in (level, fractional_level, fine_level):
+    for function in (level, fractional_level):
         with pytest.raises(LivePhotoError, match="finite number"):
             function(value, THRESHOLDS)
 

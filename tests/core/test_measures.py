@@ -196,5 +196,5 @@ def test_a_copy_of_other_clips_is_refused(run_values, tmp_path):
 def test_a_table_of_ssim_is_as_it_was(tmp_path):
     write_clip(sliding(1), tmp_path / "a.gif")
     [result] = measure([tmp_path / "a.gif"], None)
-    assert format_table([result]).splitlines()[0].split() == ["clip", "frames", "SSIM", "level"]
+    assert format_table([result]).splitlines()[0].split() == ["clip", "frames", "stride", "SSIM", "level"]
     assert result["measure"] == "ssim" and result["motion"] == pytest.approx(1 - result["ssim"])

@@ -21,7 +21,7 @@ from livephoto_core.cli import main
 from livephoto_core.config import to_json
 from livephoto_core.encoding import overlong_text
 from livephoto_core.errors import LivePhotoError
-from livephoto_core.intensity import fine_level, level
+from livephoto_core.intensity import fractional_level, level
 from livephoto_core.media import read_clip
 from livephoto_core.media_write import write_clip
 from livephoto_core.noise import share_noise
@@ -557,7 +557,6 @@ FULL_DISK = """
 import resource, signal, sys, torch
 from pathlib import Path
 from livephoto_core.errors import LivePhotoError
-from livephoto_core.intensity import fine_level, level
 from livephoto_core.training.trainer import Average, save_state
 
 class Model(torch.nn.Linear):
@@ -590,7 +589,6 @@ FULL_DISK_LOG = """
 import resource, signal, sys, threading
 from pathlib import Path
 from livephoto_core.errors import LivePhotoError
-from livephoto_core.intensity import fine_level, level
 from livephoto_core.training.log import TrainingLog
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -665,7 +663,7 @@ def test_a_run_may_be_told_where_in_its_levels_a_clip_lies(run_file, cache_folde
     _, fine, *_ = prepare(load_run(run_file(data=data)))
     _, whole, *_ = prepare(load_run(run_file(data={**data, "fine_levels": False})))
     ssims = [float(fine.clips.ssims[index]) for index in range(CLIPS)]
-    for batches, of in ((fine, fine_level), (whole, level)):
+    for batches, of in ((fine, fractional_level), (whole, level)):
         told = batches.fixed(list(range(CLIPS)), 500).levels
         assert told[:, 0].tolist() == pytest.approx([of(ssim, THRESHOLDS) for ssim in ssims], abs=1e-5)
         assert torch.equal(told, told[:, :1].expand_as(told))
