@@ -72,9 +72,9 @@ class LivePhotoModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str) -> str:
-        """Another one when training or `livephoto calibrate` wrote the file anew."""
-        return file_state(folder_paths.get_full_path(FOLDER, model_name))
+    def fingerprint_inputs(cls, model_name: str | None) -> str:
+        """Another one when training or `livephoto calibrate` wrote the file anew; ComfyUI does not tell a name from a wire here."""
+        return file_state(folder_paths.get_full_path(FOLDER, model_name) if model_name else None)
 
     @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:
