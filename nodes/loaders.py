@@ -73,7 +73,7 @@ class LivePhotoModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str | None) -> str:
-        """Another one when training or `livephoto calibrate` wrote the file anew; ComfyUI does not tell a name from a wire here."""
+        """Another one when training or `livephoto calibrate` wrote the file anew; a name that comes by a wire is None here."""
         return file_state(folder_paths.get_full_path(FOLDER, model_name) if model_name else None)
 
     @classmethod
