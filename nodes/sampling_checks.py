@@ -54,7 +54,7 @@ def check_texts(conds: dict[str, list[dict]], batch: int, clips: int, width: int
             raise LivePhotoError(
                 f"the {name} text is {text.shape[-1]} wide, the LivePhoto checkpoint needs {width}: encode it with the MODEL's CLIP"
             )
-        rows = cond.get(FRAMES, frames if len(text) in (1, batch) else len(text))
+        rows = cond.get(FRAMES, frames) if len(text) in (1, frames, batch) else len(text)
         if rows != frames:
             raise LivePhotoError(
                 f"the {name} text has rows for {rows} frames, the clip has {frames}: set the frames of Re-weight Motion Text "

@@ -190,7 +190,7 @@ def _mismatch(state: dict[str, Any], model: TrainingModel, optimizer: torch.opti
     """
     saved = json.loads(state.get("settings", "{}"))
     if saved:
-        # what runs did before there were these settings: own noise for each frame, looks that turn round the picture's middle
+        # what runs did before there were these settings: whole levels, own noise for each frame, looks round the picture's middle
         shares = ("pure_noise", "own_guesses", "adapter.shared_noise", "adapter.shared_noise_still")
         saved = {"data.fine_levels": False, **dict.fromkeys(shares, 0.0), **saved}
         saved["adapter.content"] = {"centred": False, **saved.get("adapter.content", settings["adapter.content"])}
