@@ -130,7 +130,7 @@ class LivePhotoReferenceEncode(io.ComfyNode):
                 io.Int.Input("frames", default=16, min=2, max=1024, tooltip="Frames of the clip, for the LATENT output."),
             ],
             outputs=[
-                ReferenceType.Output(display_name="reference", tooltip="For Apply LivePhoto and Prior Noise."),
+                ReferenceType.Output(display_name="reference", tooltip="For Apply LivePhoto, Invert Reference Latent and, at prior 0, LivePhoto Sampler."),
                 io.Image.Output(display_name="image", tooltip="The photo as the clip begins with it."),
                 io.Latent.Output(display_name="latent", tooltip="The empty latent of the clip, a latent a frame, for any sampler."),
             ],
