@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import NoiseSchedule
+from .config import PREDICTION_TYPES, NoiseSchedule
 from .errors import LivePhotoError, first_line
 
 SD15_CONFIGS = Path(__file__).parent / "configs" / "sd15"
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 _SINGLE_FILE_PREFIXES = {
     "UNet": "model.diffusion_model.",
     "VAE": "first_stage_model.",

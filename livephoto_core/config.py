@@ -16,6 +16,7 @@ FORMAT_VERSION = 1
 FAMILY = "sd15"
 INTENSITY_SOURCES = ("frames", "reconstruction")
 INTENSITY_MEASURES = ("ssim", "mse", "flow")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class AdapterConfig:
     their VAE "reconstruction"; a checkpoint that does not say so was measured on frames. `intensity_measure` says by what: by
     "ssim", or by another measure of measures.py, whose similarity the thresholds are then values of. `shared_noise` is the share
     of the noise that frames have in common at level 10, `shared_noise_still` that at level 1, see `noise_shares`: 0 and 0 as in the
-    paper, 0 for `shared_noise_still` alone is `shared_noise` at all levels.
+    paper, 0 for `shared_noise_still` alone is `shared_noise` at all levels. `prediction_type` is what the base
+    predicted in training, one of PREDICTION_TYPES; a checkpoint with an empty one does not say.
     """
 
     base: BaseShape = field(default_factory=BaseShape)
@@ -124,6 +126,7 @@ class AdapterConfig:
     intensity_measure: str = "ssim"
     shared_noise: float = 0.0
     shared_noise_still: float = 0.0
+    prediction_type: str = ""
     family: str = FAMILY
     format_version: int = FORMAT_VERSION
 
@@ -164,6 +167,8 @@ def check(config: AdapterConfig) -> None:
         raise LivePhotoError(f"frames is {config.frames}; use 2 to {config.motion.max_frames} (motion.max_frames)")
     check_intensity_source("intensity_from", config.intensity_from)
     check_intensity_measure("intensity_measure", config.intensity_measure)
+    if config.prediction_type not in ("", *PREDICTION_TYPES):
+        raise LivePhotoError(f"prediction_type is {config.prediction_type!r}; use {' or '.join(map(repr, PREDICTION_TYPES))}")
     check_share("shared_noise", config.shared_noise)
     check_share("shared_noise_still", config.shared_noise_still)
     if 0 < config.shared_noise_still < config.shared_noise:
@@ -187,6 +192,24 @@ def still_share(config: AdapterConfig) -> float:
 def noise_shares(config: AdapterConfig, levels: torch.Tensor) -> torch.Tensor:
     """The share of the noise that frames at motion levels [...] have in common, see noise.py."""
     return share_at(levels, config.shared_noise, still_share(config))
+
+
+def check_prediction(config: AdapterConfig, found: str, fix: str) -> None:
+    """Refuse a base that predicts something else than the one that the adapter was trained on: the clip would be noise.
+
+    Args:
+        config: of a checkpoint; one that does not say what was predicted goes with any base.
+        found: what the base predicts.
+        fix: what to do.
+
+    Raises:
+        LivePhotoError: names both.
+    """
+    if config.prediction_type and found != config.prediction_type:
+        raise LivePhotoError(
+            f"the LivePhoto checkpoint was trained on a base that predicts {config.prediction_type}, this one predicts {found}: "
+            f"{fix}"
+        )
 
 
 def check_intensity_source(name: str, value: str) -> None:

@@ -12,7 +12,7 @@ from einops import rearrange, repeat
 
 from .base import Base
 from .conditioning import ClipCondition, even_levels
-from .config import AdapterConfig, NoiseSchedule, noise_shares
+from .config import AdapterConfig, NoiseSchedule, check_prediction, noise_shares
 from .diffusers_host import DiffusersHost
 from .encoding import adapter_tokens, decode, encode_photo, encode_text, overlong_text, text_length
 from .errors import LivePhotoError
@@ -132,6 +132,7 @@ class LivePhoto:
     """
 
     def __init__(self, base: Base, adapter: LivePhotoAdapter):
+        check_prediction(adapter.config, base.prediction_type, "take the base that it was trained on")
         self.base, self.adapter = base, adapter
         self.host = DiffusersHost(base.unet, adapter)
 

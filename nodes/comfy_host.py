@@ -28,11 +28,13 @@ from ..livephoto_core.model.adapter import LivePhotoAdapter
 from ..livephoto_core.model.content import KeysValues
 from ..livephoto_core.noise import share_noise
 from .checks import check_numbers
-from .sampling_checks import check_hints, check_schedule, check_texts, frames_of
+from .sampling_checks import check_hints, check_predicted, check_schedule, check_texts, frames_of
 from .types import LoadedModel, Motion, Reference
 from .windows import places_of
 
 KEY = "livephoto"
+# pixels a side of the picture that ComfyUI's DINOv2 is shown
+DINOV2_SIDE = 518
 # ComfyUI calls the scaled-linear schedule "linear" and the linear one "sqrt_linear"
 BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear"}
 
@@ -158,6 +160,8 @@ def apply(
     check_numbers(image_strength=image_strength, motion_strength=motion_strength)
     if model.get_additional_models_with_key(KEY):
         raise LivePhotoError("this MODEL already went through Apply LivePhoto: connect the MODEL from before it")
+    if not config.parts.content:
+        reference = replace(reference, tokens=reference.latent.new_zeros(1, 0, config.content.token_width), grid=(0, 0))
     check_reference(reference, motion, config)
     latent = model.model.process_latent_in(reference.latent)
     host = Host(livephoto.adapter, reference, latent, motion, image_strength, motion_strength)
@@ -185,6 +189,14 @@ def check_reference(reference: Reference, motion: Motion, config: AdapterConfig)
     """
     levels = motion.levels(len(reference.latent), config.frames)
     check_condition(ClipCondition(reference.latent, reference.tokens, reference.grid, levels), config)
+    if not config.parts.content:
+        return
+    # another encoder's patches may be as many
+    if config.content.encoder.startswith("facebook/dinov2") and config.content.image_size != DINOV2_SIDE:
+        raise LivePhotoError(
+            f"the LivePhoto checkpoint was trained on photos of {config.content.image_size} pixels (content.image_size), ComfyUI "
+            f"shows DINOv2 {DINOV2_SIDE}: animate with `livephoto animate`, or train with image_size {DINOV2_SIDE}"
+        )
     # other encoders are as wide, and see the picture in other patches
     side = config.content.image_size // config.content.patch_size
     if reference.grid != (side, side):
@@ -296,7 +308,9 @@ def _around_sampling(host: Host) -> Callable:
     def wrapper(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any):
         config, guider, clips = host.adapter.config, executor.class_obj, len(host.latent)
         frames_of(len(noise), clips)
-        check_schedule(guider.model_patcher.get_model_object("model_sampling"), config.schedule)
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        check_predicted(sampling, config)
+        check_schedule(sampling, config.schedule)
         check_texts(guider.conds, len(noise), clips, config.base.context_width)
         check_hints(guider.conds, len(noise), clips)
         try:

@@ -7,14 +7,27 @@ from itertools import chain
 from typing import Any
 
 import comfy.controlnet
+import comfy.model_sampling
 import torch
 from torch import nn
 
-from ..livephoto_core.config import NoiseSchedule
+from ..livephoto_core.config import AdapterConfig, NoiseSchedule, check_prediction
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.schedule import sigmas
 from .text import FRAMES
 from .types import Reference
+
+
+def check_predicted(sampling: nn.Module, config: AdapterConfig) -> None:
+    """Refuse a model_sampling that reads the UNet's output as something else than the checkpoint's base predicts.
+
+    Raises:
+        LivePhotoError: names both and the node that may have set it.
+    """
+    kinds = {"v_prediction": comfy.model_sampling.V_PREDICTION, "x0": comfy.model_sampling.X0, "epsilon": comfy.model_sampling.EPS}
+    found = next((name for name, kind in kinds.items() if isinstance(sampling, kind)), type(sampling).__name__)
+    fix = "load the base that it was trained on, and set ModelSamplingDiscrete, where there is one, to what that predicts"
+    check_prediction(config, found, fix)
 
 
 def check_schedule(sampling: nn.Module, schedule: NoiseSchedule) -> None:

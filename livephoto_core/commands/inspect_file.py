@@ -59,7 +59,8 @@ def describe(path: Path, config: AdapterConfig) -> list[str]:
         f"text width {base.context_width}",
         "motion": f"{motion.heads} heads, {motion.attention_blocks} attention blocks, up to {motion.max_frames} frames",
         "content": f"{content.encoder}, {content.image_size} px in patches of {content.patch_size}, positions {places}",
-        "schedule": f"{schedule.kind} betas {schedule.beta_start:g} to {schedule.beta_end:g}, {schedule.timesteps} timesteps",
+        "schedule": f"{schedule.kind} betas {schedule.beta_start:g} to {schedule.beta_end:g}, {schedule.timesteps} timesteps"
+        + (f", predicts {config.prediction_type}" if config.prediction_type else ""),
         "noise": _noise_line(config),
         "levels": f"{thresholds}{of}, measured on {config.intensity_from}" if thresholds else "not calibrated",
         **({"trained without": ", ".join(config.parts.missing).replace("_", " ")} if config.parts.missing else {}),

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ..animatediff import load_motion, motion_shape_of
 from ..base import Base, load_base
 from ..checkpoint import load_adapter, read_config
-from ..config import AdapterConfig, MotionShape
+from ..config import AdapterConfig, MotionShape, check_prediction
 from ..diffusers_host import base_shape, check_fit
 from ..encoding import text_length
 from ..errors import LivePhotoError
@@ -194,6 +194,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
                 "which pure noise gives away: set it to 0"
             )
     check_fit(config, base_shape(base.unet))
+    check_prediction(config, base.prediction_type, "take the base that it was trained on, or leave start_adapter out")
     adapter = build_adapter(run, config)
     folder = own = Path(run.data.cache or Path(run.out) / "cache")
     if run.data.kind != "cache":
@@ -217,7 +218,7 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
     check_cache(clips, folder, config)
     measured_on = made_from_of(folder).get("data.intensity_from", run.data.intensity_from)
     shares = {name: getattr(config, name) for name in NOISE_SHARES}
-    adapter.config = replace(adapter.config, intensity_from=measured_on, **shares)
+    adapter.config = replace(adapter.config, intensity_from=measured_on, prediction_type=base.prediction_type, **shares)
     held_out = min(run.data.held_out, len(clips) // 10)
     if held_out < (unseen := made_from_of(folder).get("data.held_out", 0)):
         raise LivePhotoError(
@@ -280,11 +281,22 @@ def check_ready(run: RunConfig, resume: bool) -> None:
         raise LivePhotoError(f"there is nothing to resume: {state} does not exist; start without --resume")
     if not resume and state.exists():
         raise LivePhotoError(f"{out} holds a run: add --resume to go on with it, or choose another out")
+    if not run.freeze_base:
+        _check_base_stays(run)
     processes = process_state().num_processes
     if run.batch % (run.accumulate * processes):
         raise LivePhotoError(
             f"batch {run.batch} cannot be shared by {processes} processes and {run.accumulate} accumulated parts: use a multiple "
             f"of {run.accumulate * processes}"
+        )
+
+
+def _check_base_stays(run: RunConfig) -> None:
+    # a base that trains is written into out, in place of the parts of that name
+    parts = [Path(path).resolve() for path in (run.base, run.image_encoder, run.tokenizer) if path]
+    if (out := Path(run.out).resolve()) in (*parts, *(part.parent for part in parts[1:])):
+        raise LivePhotoError(
+            f"the base trains, and would be written over the one in {out}: set out to another folder, or freeze_base to true"
         )
 
 

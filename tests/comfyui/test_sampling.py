@@ -117,3 +117,22 @@ def test_any_sampler_shares_more_of_the_noise_of_what_moves_less(results):
     found = results("shared_noise")
     assert found["level"] == 6
     assert torch.allclose(found["by level"], share_noise(found["one, 0.0"][None], 0.7)[0], atol=1e-5)
+
+
+def test_what_the_base_predicts_must_be_what_the_checkpoint_says(results):
+    found = results("other_predictions")
+    for name, predicted in (("eps before", "epsilon"), ("eps behind", "epsilon"), ("lcm", "epsilon"), ("x0", "x0")):
+        assert f"predicts v_prediction, this one predicts {predicted}" in found[name]["message"], name
+        assert "ModelSamplingDiscrete" in found[name]["message"]
+    assert found["v"]["kind"] is None, found["v"]["message"]
+
+
+def test_a_checkpoint_without_content_attention_takes_any_encoders_photo(results):
+    found = results("no_content_attention")
+    assert torch.equal(found["own"], found["others"])
+    assert not torch.allclose(found["own"], found["whole"], atol=0.1)
+
+
+def test_a_checkpoint_for_another_size_of_the_photo_is_refused(results):
+    assert "224 pixels (content.image_size)" in results("other_sizes_of_the_photo")["message"]
+    assert "livephoto animate" in results("other_sizes_of_the_photo")["message"]

@@ -218,3 +218,13 @@ def test_adapter_for_another_base(tiny_base, tiny_adapter_file):
     tiny_base.unet.register_to_config(cross_attention_dim=32)
     with pytest.raises(LivePhotoError, match="context_width"):
         LivePhoto(tiny_base, load_adapter(tiny_adapter_file))
+
+
+def test_adapter_of_a_base_that_predicts_something_else(tiny_base, tiny_adapter_file):
+    adapter = load_adapter(tiny_adapter_file)
+    for told in ("", "v_prediction"):
+        adapter.config = replace(adapter.config, prediction_type=told)
+        LivePhoto(tiny_base, adapter)
+    adapter.config = replace(adapter.config, prediction_type="epsilon")
+    with pytest.raises(LivePhotoError, match=r"predicts epsilon, this one predicts v_prediction: take the base"):
+        LivePhoto(tiny_base, adapter)

@@ -120,6 +120,23 @@ def test_bases_and_adapters_that_cannot_be_used(config, refused, tmp_path, tiny_
     assert not (tmp_path / "run").exists(), "nothing was cached"
 
 
+def test_a_base_that_trains_is_not_written_over_the_one_it_starts_from(config, refused, tmp_path, tiny_base_folder):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base_folder, base)
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    values = config(base=str(base), out=str(tmp_path / "x" / ".." / "base"), freeze_base=False)
+    refused(values, "written over", str(base), "set out to another folder")
+    refused(config(out=str(base), image_encoder=str(base / "image_encoder"), freeze_base=False), "written over")
+    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_goes_on_with_what_its_base_predicts(config, refused, tmp_path, tiny_adapter_file):
+    adapter = load_adapter(tiny_adapter_file)
+    adapter.config = replace(adapter.config, prediction_type="epsilon")
+    save_adapter(adapter, tmp_path / "eps.safetensors")
+    refused(config(start_adapter=str(tmp_path / "eps.safetensors")), "predicts epsilon", "predicts v_prediction", "start_adapter")
+
+
 def test_a_cache_of_another_base(config, refused, tmp_path):
     for name, clip, words in (
         ("channels", encoded(1, channels=4), ("4 latent channels", "takes 12")),

@@ -6,6 +6,8 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+import comfy.model_patcher
+import comfy.ops
 import comfy.samplers
 import torch
 from comfy_extras import nodes_custom_sampler as custom
@@ -188,3 +190,50 @@ def another_reference() -> dict[str, Any]:
         name: refused(lambda given=given: node("LivePhotoSampler", reference=given, **wired, **settings))
         for name, given in {"two": reference(2), "other": other}.items()
     }
+
+
+@case
+def other_predictions() -> dict[str, Any]:
+    """A checkpoint that says it predicts v, on a MODEL set to eps before and behind Apply LivePhoto, and to v."""
+    livephoto, node = demo().livephoto, nodes_model_advanced.ModelSamplingDiscrete()
+    own = livephoto.config
+    livephoto.adapter.config = replace(own, prediction_type="v_prediction")
+    try:
+        return {
+            "eps before": refused(lambda: ksampler(apply(node.patch(demo().model, "eps", False)[0]))),
+            "eps behind": refused(lambda: ksampler(node.patch(apply(), "eps", False)[0])),
+            "lcm": refused(lambda: ksampler(apply(node.patch(demo().model, "lcm", False)[0]))),
+            "x0": refused(lambda: ksampler(apply(node.patch(demo().model, "x0", False)[0]))),
+            "v": refused(lambda: ksampler(apply(node.patch(demo().model, "v_prediction", False)[0]))),
+        }
+    finally:
+        livephoto.adapter.config = own
+
+
+@case
+def no_content_attention() -> dict[str, Any]:
+    """A checkpoint trained without content attention, and a photo that another encoder looked at."""
+    types, own, photo, cpu = part("nodes.types"), demo().livephoto, reference(), torch.device("cpu")
+    config = replace(own.config, parts=replace(own.config.parts, content=False))
+    adapter = part("livephoto_core.model.adapter").LivePhotoAdapter(config, comfy.ops.manual_cast)
+    names = adapter.state_dict()
+    adapter.load_state_dict({name: tensor for name, tensor in own.adapter.state_dict().items() if name in names})
+    bare = types.LoadedModel(comfy.model_patcher.ModelPatcher(adapter.eval(), load_device=cpu, offload_device=cpu), "bare")
+
+    def clip(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        seen = replace(photo, tokens=tokens, grid=grid)
+        return ksampler(part("nodes.comfy_host").apply(demo().model, bare, seen, types.Motion(LEVEL), 1.0, 1.0))
+
+    return {"own": clip(photo.tokens, photo.grid), "others": clip(torch.ones(1, 9, 20), (3, 3)), "whole": ksampler(apply())}
+
+
+@case
+def other_sizes_of_the_photo() -> dict[str, Any]:
+    """A checkpoint whose DINOv2 was shown another size than ComfyUI shows it."""
+    livephoto = demo().livephoto
+    own = livephoto.config
+    livephoto.adapter.config = replace(own, content=replace(own.content, encoder="facebook/dinov2-large", image_size=224))
+    try:
+        return refused(apply)
+    finally:
+        livephoto.adapter.config = own
