@@ -111,11 +111,13 @@ def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, 
         if not manifest.finished:
             raise
         print(f"{error}; going on with the clips cached in {folder}")
+        _tell_skipped(manifest, folder)
         return
     origin = origin_of(run, config, source)
     if manifest.made_from:
         check_made_from(folder, made_from_of(folder), origin, as_they_are)
     if manifest.finished:
+        _tell_skipped(manifest, folder)
         return
     manifest.made_from = {**origin, **encoding}
     total = len(source) if isinstance(source, Sized) else None
@@ -129,6 +131,13 @@ def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, 
     print(skipped)
     with atomic_path(folder / "finished.txt") as temporary:
         temporary.write_text(f"{sum(manifest.counts)} clips\n{skipped}\n", encoding="utf-8")
+
+
+def _tell_skipped(manifest: Manifest, folder: Path) -> None:
+    # what could not be read then may be there now
+    if manifest.skipped:
+        print(report([Skipped(*item) for item in manifest.skipped]))
+        print(f"skipped when the clips were cached: to try them again, delete {folder}")
 
 
 def checking_room(

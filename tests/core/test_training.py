@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from livephoto_core.base import load_base
-from livephoto_core.checkpoint import load_adapter, read_metadata, save_adapter
+from livephoto_core.checkpoint import load_adapter, read_config, read_metadata, save_adapter
 from livephoto_core.cli import main
 from livephoto_core.config import to_json
 from livephoto_core.encoding import overlong_text
@@ -270,6 +270,7 @@ def test_a_base_that_trains_is_saved_whole_beside_the_adapter(run_file, tmp_path
     train(run_file(freeze_base=False, steps=2))
     out = tmp_path / "run"
     saved = load_base(out)
+    assert read_config(out / "adapter.safetensors").prediction_type == tiny_base.prediction_type == "v_prediction"
     assert (saved.schedule, saved.prediction_type) == (tiny_base.schedule, tiny_base.prediction_type)
     text = ["camera pans left", ""]
     assert saved.tokenizer(text).input_ids == tiny_base.tokenizer(text).input_ids
@@ -439,6 +440,8 @@ def test_clips_in_a_folder_are_cached_once_and_bad_ones_named(tmp_path, tiny_bas
     stamp = (tmp_path / "out" / "cache" / "finished.txt").stat().st_mtime_ns
     prepare(run)
     assert (tmp_path / "out" / "cache" / "finished.txt").stat().st_mtime_ns == stamp
+    said = capsys.readouterr().out
+    assert "broken.gif" in said and f"delete {tmp_path / 'out' / 'cache'}" in said, "it may be there now"
 
 
 def test_sample_sheets_are_drawn_and_the_hooks_are_back(run_file, tmp_path, cache_folder):
