@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_animate(commands) -> None:
     parser = commands.add_parser("animate", help="photo, text and level in, clip out", description="Animate a photo.")
     parser.add_argument("photo", metavar="PHOTO", help="a picture: JPEG, PNG, WebP, GIF, BMP or TIFF")
-    parser.add_argument("text", metavar="TEXT", help="what moves and how, such as 'camera pans left'; never how fast")
+    parser.add_argument("text", type=_text, metavar="TEXT", help="what moves and how, such as 'camera pans left'; never how fast")
     parser.add_argument("-o", "--out", required=True, help="OUT.mp4, .webp, .gif, or .png for a contact sheet")
     parser.add_argument(
         "--intensity",
@@ -110,7 +110,7 @@ def _add_animate(commands) -> None:
     parser.add_argument(
         "--sampler", default="dpmpp_2m", help=f"dpmpp_2m (default), or {LCM} for 4 to 8 steps with an LCM-LoRA, at --cfg 1 to 2"
     )
-    parser.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from, with guidance")
+    parser.add_argument("--negative", type=_text, default="", metavar="TEXT", help="what to stay away from, with guidance")
     parser.add_argument("--seed", type=int, default=0, help="default 0; the same seed gives the same file")
     parser.add_argument("--size", type=int, help="pixels a side, a multiple of 8 (default: as the model was trained)")
     parser.add_argument("--fit", default="crop", help="crop (default), pad or stretch the photo to a square")
@@ -160,7 +160,7 @@ def _add_inspect(commands) -> None:
         description="Describe a LivePhoto checkpoint, or print the settings of a clip that livephoto wrote.",
     )
     parser.add_argument("file", metavar="FILE", help="demo, a checkpoint, or a clip that livephoto wrote")
-    parser.add_argument("--text", help="show the weight of each of its words as bars")
+    parser.add_argument("--text", type=_text, help="show the weight of each of its words as bars")
     parser.add_argument("--json", action="store_true", help="print JSON")
     _add_base_options(parser)
     parser.set_defaults(run=_inspect)
@@ -316,6 +316,15 @@ def _calibrate(options: argparse.Namespace) -> None:
     print(f'intensity_from = "{measured_on}"')
     if options.write is not None:
         store_thresholds(options.write, thresholds, measured_on)
+
+
+def _text(argument: str) -> str:
+    """An argument's text; Python keeps bytes of it that are no UTF-8 as lone surrogates, which tokenizers do not take."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("the text is not UTF-8: set the terminal to UTF-8, or write it in ASCII") from None
+    return argument
 
 
 def _shares(text: str) -> tuple[float, float]:

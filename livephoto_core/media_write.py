@@ -170,6 +170,17 @@ def _encode_mp4(pixels: np.ndarray, fps: float, record: str) -> bytes:
     if "libx264" not in av.codecs_available:
         raise LivePhotoError("this PyAV has no libx264, so it cannot write .mp4; install av from PyPI or write .webp")
     buffer = io.BytesIO()
+    try:
+        _write_mp4(buffer, pixels, fps, record)
+    except av.FFmpegError as error:
+        size = f"{pixels.shape[2]}x{pixels.shape[1]} pixels at {fps:g} frames a second"
+        raise LivePhotoError(f"H.264 does not take {size} ({error}): write .webp, or fewer pixels") from error
+    return buffer.getvalue()
+
+
+def _write_mp4(buffer: io.BytesIO, pixels: np.ndarray, fps: float, record: str) -> None:
+    import av
+
     with av.open(buffer, "w", format="mp4") as container:
         container.metadata["comment"] = record
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
@@ -180,7 +191,6 @@ def _encode_mp4(pixels: np.ndarray, fps: float, record: str) -> bytes:
         for picture in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-    return buffer.getvalue()
 
 
 def _encode_webp(pixels: np.ndarray, fps: float, record: str) -> bytes:

@@ -20,7 +20,10 @@ from .model_files import DEMO, ModelFiles, load_model, read_model_config
 
 # formats keep a frame's time in thousandths of a second; a slower clip is a slide show
 LEAST_FPS, MOST_FPS = 0.1, 240.0
-WEBP_WIDTH = 16383
+# a .png grows in rows, so that no number of levels is too wide for it
+WIDTHS = {".webp": 16383, ".mp4": 16384, ".gif": 65535}
+# browsers and readers take what is faster in a .gif, whose time has steps of 10 ms, for slow
+GIF_FPS = 50.0
 
 
 def animate(
@@ -46,9 +49,12 @@ def animate(
             is loaded.
     """
     out = Path(out)
-    check_output(out)
-    if not LEAST_FPS <= fps <= MOST_FPS:
-        raise LivePhotoError(f"the frame rate must be a number from {LEAST_FPS} to {MOST_FPS}, got {fps:g}; 8 is the default")
+    check_output(out, photo)
+    most = GIF_FPS if out.suffix.lower() == ".gif" else MOST_FPS
+    if not LEAST_FPS <= fps <= most:
+        raise LivePhotoError(
+            f"the frame rate of a {out.suffix.lower()} must be a number from {LEAST_FPS} to {most:g}, got {fps:g}; 8 is the default"
+        )
     picture = read_image(photo)
     config = read_model_config(files)
     runs = [complete(replace(settings, intensity=level), config) for level in levels]
@@ -61,13 +67,15 @@ def animate(
     return out
 
 
-def check_output(path: Path) -> None:
-    """Refuse an output that could not be written, before the long work.
+def check_output(path: Path, photo: str | Path) -> None:
+    """Refuse an output that could not be written, or would replace the photo, before the long work.
 
     Raises:
-        LivePhotoError: an unknown suffix, no such folder, or no permission.
+        LivePhotoError: an unknown suffix, no such folder, no permission, or the photo itself.
     """
     check_clip_suffix(path)
+    if os.path.exists(path) and os.path.exists(photo) and os.path.samefile(path, photo):
+        raise LivePhotoError(f"{path} is the photo itself, and the clip would replace it: give another name")
     folder = path.parent
     if not folder.is_dir():
         raise LivePhotoError(f"cannot write {path}: there is no folder {folder}; create the folder first")
@@ -80,11 +88,12 @@ def check_width(path: Path, width: int) -> None:
     """Refuse clips side by side that are wider than the format can hold.
 
     Raises:
-        LivePhotoError: a WebP of more than WEBP_WIDTH pixels.
+        LivePhotoError: more pixels than WIDTHS says.
     """
-    if path.suffix.lower() == ".webp" and width > WEBP_WIDTH:
+    suffix = path.suffix.lower()
+    if width > WIDTHS.get(suffix, width):
         raise LivePhotoError(
-            f"{path} would be {width} pixels wide, a .webp holds {WEBP_WIDTH}: use .mp4, fewer levels or a smaller --size"
+            f"{path} would be {width} pixels wide, a {suffix} holds {WIDTHS[suffix]}: use .png, fewer levels or a smaller --size"
         )
 
 

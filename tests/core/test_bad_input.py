@@ -70,10 +70,17 @@ OPTIONS = {
     "rate of 0": ({"--fps": "0"}, ["frame rate"]),
     "rate of a slide show": ({"--fps": "0.001"}, ["frame rate", "0.001"]),
     "rate past all": ({"--fps": "1e10"}, ["frame rate", "0.1 to 240"]),
+    "rate past a gif's": ({"--fps": "60", "-o": "out.gif"}, ["frame rate of a .gif", "0.1 to 50"]),
     "too wide a webp": (
         {"--intensity": "1,2,3,4,5,6,7,8,9", "--size": "2048", "-o": "out.webp"},
         ["18432 pixels wide", "a .webp holds 16383"],
     ),
+    "too wide an mp4": (
+        {"--intensity": "1,2,3,4,5,6,7,8,9", "--size": "2048"},
+        ["18432 pixels wide", "a .mp4 holds 16384", "use .png"],
+    ),
+    "text of other bytes": ({"text": "caf\udce9"}, ["not UTF-8", "livephoto animate --help"]),
+    "negative text of other bytes": ({"--negative": "caf\udce9"}, ["not UTF-8"]),
     "no such device": ({"--device": "gpu9"}, ["'gpu9'", "--device cpu"]),
     "unknown suffix": ({"--out": "clip.avi"}, ["clip.avi", ".mp4, .webp, .gif, .png"]),
     "no such folder": ({"--out": "none/clip.mp4"}, ["none", "create the folder"]),
@@ -110,6 +117,15 @@ def test_photo_that_is_a_folder_or_missing(work, capsys):
     folder, arguments = work
     refused(animate({**arguments, "photo": str(folder)}), capsys, folder, "is a folder")
     refused(animate({**arguments, "photo": "none.jpg"}), capsys, folder, "none.jpg does not exist")
+
+
+def test_the_clip_does_not_replace_its_photo(work, capsys):
+    folder, arguments = work
+    (folder / "link.png").symlink_to(folder / "photo.png")
+    before = (folder / "photo.png").read_bytes()
+    for name in ("photo.png", "link.png"):
+        refused(animate({**arguments, "--out": str(folder / name)}), capsys, folder, name, "the photo itself", "another name")
+    assert (folder / "photo.png").read_bytes() == before
 
 
 def test_unwritable_output(work, capsys):

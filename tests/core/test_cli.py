@@ -136,6 +136,19 @@ def test_levels_side_by_side_are_measured_each(photo, model, tmp_path, capsys):
     assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == [f"{out} at 5.5", f"{out} at 10"]
 
 
+def test_a_part_cut_out_of_levels_side_by_side_is_measured_as_one_clip(photo, model, tmp_path, capsys):
+    """As an editor writes it, that keeps the record."""
+    whole, part = tmp_path / "whole.webp", tmp_path / "part.webp"
+    assert main(["animate", photo, "still", "--steps", "1", "--intensity", "1,5.5,10", *model, "-o", str(whole)]) == 0
+    frames = read_clip(whole).frames[..., :64]
+    write_clip(frames, part, settings=read_settings(whole))
+    capsys.readouterr()
+    assert main(["measure", str(part), "--json", *model[:2]]) == 0
+    [result] = json.loads(capsys.readouterr().out)
+    assert result["asked"] is None and result["frames"] == 2
+    assert result["ssim"] == pytest.approx(clip_ssim(read_clip(part).frames).item(), abs=1e-6)
+
+
 def test_inspect(tiny_adapter_file, tiny_base_folder, capsys):
     assert main(["inspect", str(tiny_adapter_file)]) == 0
     shown = capsys.readouterr().out

@@ -445,3 +445,10 @@ def test_a_broken_duration_does_not_fill_the_memory(tmp_path):
     path = tmp_path / "long.webp"
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[100, 8_000_000, 100], lossless=True)
     assert len(read_clip(path).frames) < 500
+
+
+def test_what_h264_does_not_take_is_named(tmp_path):
+    with pytest.raises(LivePhotoError, match=r"16400x16 pixels at 8 frames a second.*write \.webp"):
+        write_clip(torch.zeros(1, 3, 16, 16400), tmp_path / "wide.mp4")
+    assert not list(tmp_path.iterdir())
+    write_clip(torch.zeros(1, 3, 16, 16384), tmp_path / "wide.mp4")
