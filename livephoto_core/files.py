@@ -27,6 +27,8 @@ _FIXES = {
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with the same suffix, that becomes `path` when the block succeeds.
 
+    Where `path` is a link, this is so of the file that it leads to.
+
     An empty file lies at the temporary path when the block starts, so that an unwritable folder is reported before the
     work and not after it. If the block raises, the temporary file is removed and what was at `path` stays as it was.
 
@@ -35,14 +37,16 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             folder, no permission, a full disk).
     """
     path = Path(path)
-    temporary = path.parent / f".{path.stem[:40]}.{secrets.token_hex(4)}{path.suffix}"
+    # a link stays, and the file behind it is written
+    target = Path(os.path.realpath(path)) if os.path.islink(path) else path
+    temporary = target.parent / f".{target.stem[:40]}.{secrets.token_hex(4)}{target.suffix}"
     try:
         _refuse_special_file(path)
         # Not tempfile: it makes files that only their owner can read.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         _flush_to_disk(temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise LivePhotoError(_write_message(path, error)) from error
     finally:

@@ -111,6 +111,17 @@ def test_devices_and_folders_are_refused(target):
         pass
 
 
+def test_a_link_stays_and_the_file_behind_it_is_written(tmp_path):
+    (tmp_path / "run").mkdir()
+    file, link = tmp_path / "run" / "a.bin", tmp_path / "link.bin"
+    link.symlink_to(file)
+    for text in ("first", "second"):
+        with atomic_path(link) as temporary:
+            temporary.write_text(text)
+        assert link.is_symlink() and file.read_text() == text
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.bin", "link.bin", "run"]
+
+
 def test_name_too_long(tmp_path):
     with pytest.raises(LivePhotoError, match="shorter file name"), atomic_path(tmp_path / ("x" * 300 + ".gif")):
         pass
