@@ -20,6 +20,8 @@ from .comfy_host import KEY, base_shape
 from .types import Reference, ReferenceType
 
 FITS = ("crop", "pad", "stretch")
+# as of `livephoto animate`; a VAE would silently cut what is over
+GRID = 8
 
 
 def fitted(image: torch.Tensor, width: int, height: int, fit: str) -> torch.Tensor:
@@ -28,6 +30,17 @@ def fitted(image: torch.Tensor, width: int, height: int, fit: str) -> torch.Tens
 
     pictures = fit_image(rearrange(image[..., :3], "b h w c -> b c h w"), height, width, fit)
     return rearrange(pictures, "b c h w -> b h w c").clamp(0, 1)
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse a size of which a VAE would cut a part; ComfyUI does not look at what comes by a wire.
+
+    Raises:
+        LivePhotoError: names the value and the nearest that goes.
+    """
+    for name, value in (("width", width), ("height", height)):
+        if value % GRID:
+            raise LivePhotoError(f"{name} is {value}, which is no multiple of {GRID}: take {max(1, round(value / GRID)) * GRID}")
 
 
 def patch_tokens(output: Any, photos: int) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -117,10 +130,10 @@ class LivePhotoReferenceEncode(io.ComfyNode):
                     default=512,
                     min=32,
                     max=2048,
-                    step=8,
+                    step=GRID,
                     tooltip="Width of the clip in pixels: 64 for the demo, else near the size the checkpoint was trained at.",
                 ),
-                io.Int.Input("height", default=512, min=32, max=2048, step=8, tooltip="Height of the clip in pixels."),
+                io.Int.Input("height", default=512, min=32, max=2048, step=GRID, tooltip="Height of the clip in pixels."),
                 io.Combo.Input(
                     "fit",
                     options=list(FITS),
@@ -130,7 +143,10 @@ class LivePhotoReferenceEncode(io.ComfyNode):
                 io.Int.Input("frames", default=16, min=2, max=1024, tooltip="Frames of the clip, for the LATENT output."),
             ],
             outputs=[
-                ReferenceType.Output(display_name="reference", tooltip="For Apply LivePhoto, Invert Reference Latent and, at prior 0, LivePhoto Sampler."),
+                ReferenceType.Output(
+                    display_name="reference",
+                    tooltip="For Apply LivePhoto, Invert Reference Latent and, at prior 0, LivePhoto Sampler.",
+                ),
                 io.Image.Output(display_name="image", tooltip="The photo as the clip begins with it."),
                 io.Latent.Output(display_name="latent", tooltip="The empty latent of the clip, a latent a frame, for any sampler."),
             ],
@@ -149,6 +165,7 @@ class LivePhotoReferenceEncode(io.ComfyNode):
         clip_vision: Any | None = None,
     ) -> io.NodeOutput:
         check_choice("fit", fit, FITS)
+        check_size(width, height)
         photo = fitted(image, width, height, fit)
         tokens, grid = tokens_of(image, photo, fit, clip_vision_output, clip_vision)
         latent = vae.encode(photo)

@@ -41,3 +41,9 @@ def test_an_output_of_the_same_view_is_as_good(results, name):
     assert difference(output["tokens"], found["tokens"]) < 0.15
     assert difference(results("tall_crop")["tokens"], found["tokens"]) > 0.2
     assert torch.equal(output["latent"], found["latent"])
+
+
+def test_sizes_of_which_a_vae_would_cut_a_part_are_refused(results):
+    found = results("sizes")
+    assert "width is 66" in found["66x64"]["message"] and "take 64" in found["66x64"]["message"]
+    assert "height is 500" in found["64x500"]["message"] and "take 496" in found["64x500"]["message"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import comfy.clip_vision
 import torch
-from kit import case, demo, node
+from kit import case, demo, node, refused
 
 import nodes
 
@@ -87,3 +87,9 @@ def own_shape() -> dict[str, Any]:
 @case
 def own_shape_by_output() -> dict[str, Any]:
     return encoded(96, 32, "crop", crop="none")
+
+
+@case
+def sizes() -> dict[str, Any]:
+    """Sizes of which a VAE would cut a part, as they may come by a wire."""
+    return {"66x64": refused(lambda: by_encoder(66, 64, "crop")), "64x500": refused(lambda: by_encoder(64, 500, "crop"))}
