@@ -108,6 +108,13 @@ class LivePhotoDemoLoader(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls) -> str:
+        """Another one when the demo was trained further and its files were replaced."""
+        from . import demo_model
+
+        return " ".join(file_state(str(path)) for path in sorted(demo_model.FOLDER.rglob("*")))
+
+    @classmethod
     def execute(cls) -> io.NodeOutput:
         from . import demo_model
 

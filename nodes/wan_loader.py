@@ -22,6 +22,7 @@ from ..livephoto_core.wan_files import LowRank, WanWeights, merged, read_wan, re
 from ..livephoto_core.wan_schedule import ROUNDINGS
 from . import wan_host
 from .checks import check_choice, check_numbers
+from .loaders import file_state
 
 FOLDER, LORAS = "diffusion_models", "loras"
 NO_LORA = "none"
@@ -146,6 +147,12 @@ class LivePhotoWanLoader(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name: str | None, lora_name: str | None, **_: object) -> str:
+        """Another one when a file was replaced; a name that comes by a wire is None here."""
+        names = ((FOLDER, model_name), (LORAS, lora_name))
+        return " ".join(file_state(folder_paths.get_full_path(folder, name) if name else None) for folder, name in names)
 
     @classmethod
     def execute(cls, model_name: str, lora_name: str, lora_strength: float, timesteps: str) -> io.NodeOutput:

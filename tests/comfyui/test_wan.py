@@ -249,3 +249,10 @@ def test_mistake_is_one_line_that_says_what_to_do(results, fault):
     assert found["kind"] == "LivePhotoError"
     assert {**BAD_FILES, **BAD_INPUTS}[fault] in found["message"]
     assert "\n" not in found["message"]
+
+
+def test_files_that_were_replaced_are_loaded_anew(results):
+    found = results("replaced_files")
+    for first, again, replaced in (found["wan"], found["demo"]):
+        assert first == again != replaced
+    assert not found["by a wire"].strip()

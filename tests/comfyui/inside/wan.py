@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -506,3 +507,28 @@ def bad_inputs() -> dict[str, Any]:
         "shift": refused(lambda: node("LivePhotoWanSigmas", steps=2, shift=float("nan"))),
         "windows": refused(lambda: clip(windows, latent, given()["input.noise"])),
     }
+
+
+@case
+def replaced_files() -> dict[str, Any]:
+    """What tells ComfyUI that the released files, or the demo's, were replaced."""
+    pack()
+    wan, demo_loader = (nodes.NODE_CLASS_MAPPINGS[name] for name in ("LivePhotoWanLoader", "LivePhotoDemoLoader"))
+    file = Path(folder_paths.get_full_path_or_raise("diffusion_models", BASE))
+
+    def told() -> str:
+        return wan.fingerprint_inputs(model_name=BASE, lora_name="none", lora_strength=1.0, timesteps="bfloat16")
+
+    found, state = {"wan": [told(), told()]}, file.stat()
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000))
+    found["wan"].append(told())
+    found["by a wire"] = wan.fingerprint_inputs(model_name=None, lora_name=None)
+    module = part("nodes.demo_model")
+    own, module.FOLDER = module.FOLDER, file.parent
+    try:
+        found["demo"] = [demo_loader.fingerprint_inputs(), demo_loader.fingerprint_inputs()]
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+        found["demo"].append(demo_loader.fingerprint_inputs())
+    finally:
+        module.FOLDER = own
+    return found
