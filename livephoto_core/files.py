@@ -44,7 +44,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         _refuse_special_file(path)
         # Not tempfile: it makes files that only their owner can read.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = temporary.stat().st_mode
         yield temporary
+        # safetensors puts a file there that only its owner can read
+        temporary.chmod(mode)
         _flush_to_disk(temporary)
         os.replace(temporary, target)
     except OSError as error:

@@ -87,6 +87,11 @@ def test_config_and_metadata_without_the_tensors(path, tiny_config):
     assert read_metadata(path) == {"trained on": "ölbilder"}
 
 
+def test_others_may_read_a_checkpoint_as_any_new_file(path, tmp_path):
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_config_in_the_metadata_is_json(path, tiny_config):
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["livephoto"])["base"]["block_channels"] == list(tiny_config.base.block_channels)
