@@ -124,7 +124,8 @@ def test_what_the_base_predicts_must_be_what_the_checkpoint_says(results):
     for name, predicted in (("eps before", "epsilon"), ("eps behind", "epsilon"), ("lcm", "epsilon"), ("x0", "x0")):
         assert f"predicts v_prediction, this one predicts {predicted}" in found[name]["message"], name
         assert "ModelSamplingDiscrete" in found[name]["message"]
-    assert found["v"]["kind"] is None, found["v"]["message"]
+    for name in ("v", "not told"):
+        assert found[name]["kind"] is None, found[name]["message"]
 
 
 def test_a_checkpoint_without_content_attention_takes_any_encoders_photo(results):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +25,18 @@ SEED, STEPS, CFG, SAMPLER, SCHEDULER = 3, 4, 2.0, "dpmpp_2m", "sgm_uniform"
 def photo() -> Any:
     """The reference with its inverted latent."""
     return node("LivePhotoPriorInversion", model=demo().model, empty_text=text(""), reference=reference(), steps=4)[0]
+
+
+@contextmanager
+def demo_saying(**values: Any) -> Iterator[Any]:
+    """The demo's checkpoint with another config."""
+    adapter = demo().livephoto.adapter
+    own = adapter.config
+    adapter.config = replace(own, **values)
+    try:
+        yield demo().livephoto
+    finally:
+        adapter.config = own
 
 
 def empty() -> dict[str, torch.Tensor]:
@@ -59,9 +73,11 @@ def ksampler_recorded() -> dict[str, Any]:
 def few_steps() -> dict[str, Any]:
     """As with an LCM-LoRA: ModelSamplingDiscrete before Apply LivePhoto, the sampler lcm."""
     distilled = nodes_model_advanced.ModelSamplingDiscrete().patch(demo().model, "lcm", False)[0]
-    model, calls = recorded(apply(distilled))
-    sampling, own = model.get_model_object("model_sampling"), demo().model.get_model_object("model_sampling")
-    latents = nodes.KSampler().sample(model, SEED, STEPS, 1.0, "lcm", "sgm_uniform", *prompts(), empty())[0]["samples"]
+    # LCMs predict eps
+    with demo_saying(prediction_type="epsilon"):
+        model, calls = recorded(apply(distilled))
+        sampling, own = model.get_model_object("model_sampling"), demo().model.get_model_object("model_sampling")
+        latents = nodes.KSampler().sample(model, SEED, STEPS, 1.0, "lcm", "sgm_uniform", *prompts(), empty())[0]["samples"]
     found = {"kinds": [kind.__name__ for kind in type(sampling).__mro__], "levels": len(sampling.sigmas)}
     return {**found, "most": sampling.sigmas[-1], "own most": own.sigmas[-1], "latents": latents, **recording(calls, reference())}
 
@@ -81,15 +97,11 @@ def inversion_by_lcm() -> dict[str, Any]:
 @case
 def schedule_set_behind() -> dict[str, Any]:
     """A checkpoint on linear betas; ModelSamplingDiscrete behind Apply LivePhoto sets SD1.5's, before it does not."""
-    livephoto, node = demo().livephoto, nodes_model_advanced.ModelSamplingDiscrete()
-    own = livephoto.config
-    livephoto.adapter.config = replace(own, schedule=replace(own.schedule, kind="linear"))
-    try:
+    node = nodes_model_advanced.ModelSamplingDiscrete()
+    with demo_saying(schedule=replace(demo().livephoto.config.schedule, kind="linear")):
         before = apply(node.patch(demo().model, "v_prediction", False)[0])
         latents = ksampler(before)
         behind = refused(lambda: ksampler(node.patch(apply(), "v_prediction", False)[0]))
-    finally:
-        livephoto.adapter.config = own
     return {**behind, "latents": latents}
 
 
@@ -194,20 +206,17 @@ def another_reference() -> dict[str, Any]:
 
 @case
 def other_predictions() -> dict[str, Any]:
-    """A checkpoint that says it predicts v, on a MODEL set to eps before and behind Apply LivePhoto, and to v."""
-    livephoto, node = demo().livephoto, nodes_model_advanced.ModelSamplingDiscrete()
-    own = livephoto.config
-    livephoto.adapter.config = replace(own, prediction_type="v_prediction")
-    try:
-        return {
-            "eps before": refused(lambda: ksampler(apply(node.patch(demo().model, "eps", False)[0]))),
-            "eps behind": refused(lambda: ksampler(node.patch(apply(), "eps", False)[0])),
-            "lcm": refused(lambda: ksampler(apply(node.patch(demo().model, "lcm", False)[0]))),
-            "x0": refused(lambda: ksampler(apply(node.patch(demo().model, "x0", False)[0]))),
-            "v": refused(lambda: ksampler(apply(node.patch(demo().model, "v_prediction", False)[0]))),
-        }
-    finally:
-        livephoto.adapter.config = own
+    """The demo's MODEL set to eps before and behind Apply LivePhoto, to other kinds and to v; a checkpoint that does not say."""
+    node = nodes_model_advanced.ModelSamplingDiscrete()
+    found = {
+        "eps before": refused(lambda: ksampler(apply(node.patch(demo().model, "eps", False)[0]))),
+        "eps behind": refused(lambda: ksampler(node.patch(apply(), "eps", False)[0])),
+        "lcm": refused(lambda: ksampler(apply(node.patch(demo().model, "lcm", False)[0]))),
+        "x0": refused(lambda: ksampler(apply(node.patch(demo().model, "x0", False)[0]))),
+        "v": refused(lambda: ksampler(apply(node.patch(demo().model, "v_prediction", False)[0]))),
+    }
+    with demo_saying(prediction_type=""):
+        return {**found, "not told": refused(lambda: ksampler(apply(node.patch(demo().model, "eps", False)[0])))}
 
 
 @case
@@ -230,10 +239,5 @@ def no_content_attention() -> dict[str, Any]:
 @case
 def other_sizes_of_the_photo() -> dict[str, Any]:
     """A checkpoint whose DINOv2 was shown another size than ComfyUI shows it."""
-    livephoto = demo().livephoto
-    own = livephoto.config
-    livephoto.adapter.config = replace(own, content=replace(own.content, encoder="facebook/dinov2-large", image_size=224))
-    try:
+    with demo_saying(content=replace(demo().livephoto.config.content, encoder="facebook/dinov2-large", image_size=224)):
         return refused(apply)
-    finally:
-        livephoto.adapter.config = own
