@@ -47,10 +47,10 @@ SHARED_NOISE, SHARED_NOISE_STILL = 0.6, 0.95
 COMPONENT_STILLS = 512
 STILLS_AT_ONCE = 48
 LIGHT = ("flickers", "flickering", "flicker", "blinks", "blinking")
+FALLING = ("snow", "snows", "snowing", "snowflakes", "rain", "rains", "raining", "raindrops")
 # what no text tells (when light flickers, where snow falls), so that a guess at it is an average
 UNTOLD = (
-    *LIGHT,
-    *("snow", "snows", "snowing", "snowflakes", "rain", "rains", "raining", "raindrops", "ripples", "rippling", "waves"),
+    *(*LIGHT, *FALLING, "ripples", "rippling", "waves"),
     *("fireworks", "appears", "appearing", "nowhere", "pops", "shows"),
 )
 
@@ -64,7 +64,7 @@ class Phase:
     sooner than sixteen of a few; words must be read before a price on them can tell those that help from the rest. Whole clips at
     last teach the frames to go together, and the first to be the photo, so that it is stressed and what moves is stressed less; and
     then, without a price on words, what is to be made of noise alone, with which sampling begins, and of the
-    guesses made of it, with which sampling goes on.
+    guesses made of it, with which sampling goes on; there each clip's level is told to a fraction.
     """
 
     name: str
@@ -80,16 +80,20 @@ class Phase:
     pure_noise: float = 0.0
     own_guesses: float = 0.0
     unguessed: tuple[str, ...] = ()
+    fine_levels: bool = False
     words: tuple[str, ...] = ()
     repeats: dict[str, int] = field(default_factory=dict)
 
 
-def thing_repeats() -> dict[str, int]:
-    """How often an epoch meets clips of things, by the last words of their verbs: growing, spinning and shaking are learnt last."""
-    often = {motion: 2 if motion == "shrink" else 3 for motion in THINGS}
-    verbs = [(verb, 2) for verb in MOVES] + [(verb, often[motion]) for motion, verbs in THINGS.items() for verb in verbs]
+def thing_repeats(moves: int, often: dict[str, int]) -> dict[str, int]:
+    """How often an epoch meets clips of things that move, and by motion of others, by the last words of their verbs."""
+    verbs = [(verb, moves) for verb in MOVES] + [(verb, often[motion]) for motion, verbs in THINGS.items() for verb in verbs]
     return {form.split()[-1]: times for forms, times in verbs for form in forms}
 
+
+# what things do in their place is learnt last, going somewhere and shrinking before it
+EARLY = thing_repeats(2, {"grow": 3, "shrink": 2, "spin": 3, "shake": 3})
+LATE = thing_repeats(4, {"grow": 6, "shrink": 2, "spin": 6, "shake": 2})
 
 APART = Phase(
     name="apart",
@@ -156,6 +160,7 @@ def write_run(base: Path, out: Path, cache: Path, phase: Phase, start_adapter: P
             "words": list(phase.words),
             "repeats": phase.repeats,
             "unguessed": list(phase.unguessed),
+            "fine_levels": phase.fine_levels,
         },
         "freeze_base": False,
         "optimizer": "muon",
@@ -267,7 +272,7 @@ def build(
         motion_weight=0.8,
         first_frame_weight=6.0,
         word_penalty=0.002,
-        repeats=thing_repeats(),
+        repeats=EARLY,
     )
     further = replace(
         whole,
@@ -282,15 +287,16 @@ def build(
         further,
         name="guesses",
         steps=guess_steps,
-        learning_rate=4.5e-4,
-        first_frame_weight=9.0,
+        learning_rate=4e-4,
+        first_frame_weight=14.0,
         own_guesses=0.5,
         unguessed=UNTOLD,
-        repeats={**thing_repeats(), **dict.fromkeys(LIGHT, 4)},
+        fine_levels=True,
+        repeats={**LATE, **dict.fromkeys(LIGHT, 4), **dict.fromkeys(FALLING, 3)},
     )
     phases = (
         replace(APART, name="camera", steps=camera_steps, decay_from=1.0, timestep_shift=3.0, word_penalty=0.0, words=CAMERA_WORDS),
-        replace(APART, steps=steps, repeats=thing_repeats()),
+        replace(APART, steps=steps, repeats=EARLY),
         whole,
         further,
         guesses,
@@ -318,7 +324,7 @@ def main() -> None:
     parser.add_argument("--camera-steps", type=int, default=700)
     parser.add_argument("--whole-steps", type=int, default=2000)
     parser.add_argument("--further-steps", type=int, default=2500)
-    parser.add_argument("--guess-steps", type=int, default=2500)
+    parser.add_argument("--guess-steps", type=int, default=7000)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     try:

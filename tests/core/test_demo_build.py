@@ -57,7 +57,7 @@ def test_one_command_makes_a_demo_that_animates(in_this_process, tmp_path, monke
     assert (config.shared_noise, config.shared_noise_still) == (build.SHARED_NOISE, build.SHARED_NOISE_STILL)
     assert len(config.ssim_thresholds) == 9
     last = load_run(tmp_path / "guesses.yaml")
-    assert last.own_guesses > 0 and last.data.unguessed == build.UNTOLD
+    assert last.own_guesses > 0 and last.data.unguessed == build.UNTOLD and last.data.fine_levels
     write_picture(torch.rand(3, 80, 80), tmp_path / "photo.png")
     files = ["--base", str(demo), "--model", str(demo / "adapter.safetensors")]
     out = tmp_path / "clip.webp"
