@@ -23,6 +23,11 @@ _FIXES = {
 }
 
 
+def behind_link(path: str | os.PathLike) -> Path:
+    """The file that a link leads to, there or not; any other path as it is. What is written goes there, and the link stays."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with the same suffix, that becomes `path` when the block succeeds.
@@ -36,9 +41,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         LivePhotoError: `path` is something other than a regular file, or an OSError came up while writing (no such
             folder, no permission, a full disk).
     """
-    path = Path(path)
-    # a link stays, and the file behind it is written
-    target = Path(os.path.realpath(path)) if os.path.islink(path) else path
+    path, target = Path(path), behind_link(path)
     temporary = target.parent / f".{target.stem[:40]}.{secrets.token_hex(4)}{target.suffix}"
     try:
         _refuse_special_file(path)
@@ -122,10 +125,10 @@ def remove_leftovers(path: str | os.PathLike) -> None:
     Raises:
         LivePhotoError: an OSError came up while removing.
     """
-    path = Path(path)
+    path, target = Path(path), behind_link(path)
     marks = "[0-9a-f]" * 8
     try:
-        for file in path.parent.glob(f".{glob.escape(path.stem[:40])}.{marks}{glob.escape(path.suffix)}"):
+        for file in target.parent.glob(f".{glob.escape(target.stem[:40])}.{marks}{glob.escape(target.suffix)}"):
             file.unlink()
         for folder in filter(Path.is_dir, path.parent.glob(f".{marks}")):
             shutil.rmtree(folder)

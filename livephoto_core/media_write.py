@@ -23,6 +23,8 @@ from .files import atomic_path
 from .media import RECORD_KEY, XMP_NAMESPACE, read_record
 
 CLIP_SUFFIXES = (".mp4", ".webp", ".gif", ".png")
+# the longest side that a format holds
+SIDES = {".webp": 16383, ".mp4": 16384, ".gif": 65535}
 SHEET_FRAMES = 8
 # Below this side length a frame of a sheet is enlarged by a whole factor.
 _SHEET_SIDE = 128
@@ -43,14 +45,16 @@ def write_clip(frames: Tensor, path: str | Path, fps: float = 8.0, settings: dic
         settings: a dict that JSON can hold, for `read_settings`.
 
     Raises:
-        LivePhotoError: an unknown suffix, frames of a wrong shape or with nan, a rate that is not above 0, or a file
-            that cannot be written.
+        LivePhotoError: an unknown suffix, frames of a wrong shape, too large for the format or with nan, a rate that is not
+            above 0, or a file that cannot be written.
     """
     path = Path(path)
     check_clip_suffix(path)
     if not (math.isfinite(fps) and fps > 0):
         raise LivePhotoError(f"the frame rate must be a number above 0, got {fps}; 8 is the default")
     pixels = _to_pixels(frames)
+    if path.suffix.lower() in SIDES:
+        check_sides(path, *pixels.shape[1:3])
     record = _record(len(pixels), fps, settings)
     with atomic_path(path) as temporary:
         temporary.write_bytes(_encode(pixels, path.suffix.lower(), fps, record))
@@ -76,6 +80,20 @@ def check_clip_suffix(path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in CLIP_SUFFIXES:
         raise LivePhotoError(f"cannot write a clip as {path.name!r}; end the name in one of {', '.join(CLIP_SUFFIXES)}")
+
+
+def check_sides(path: str | Path, height: int, width: int) -> None:
+    """Refuse frames that are larger than the format of a clip can hold.
+
+    Raises:
+        LivePhotoError: names the size and the most.
+    """
+    suffix = Path(path).suffix.lower()
+    if max(height, width) > SIDES[suffix]:
+        raise LivePhotoError(
+            f"{path} would be {width}x{height} pixels, a {suffix} holds {SIDES[suffix]} a side: write a .png, or fewer or smaller "
+            "clips side by side"
+        )
 
 
 def read_settings(path: str | Path) -> dict:
@@ -170,17 +188,6 @@ def _encode_mp4(pixels: np.ndarray, fps: float, record: str) -> bytes:
     if "libx264" not in av.codecs_available:
         raise LivePhotoError("this PyAV has no libx264, so it cannot write .mp4; install av from PyPI or write .webp")
     buffer = io.BytesIO()
-    try:
-        _write_mp4(buffer, pixels, fps, record)
-    except av.FFmpegError as error:
-        size = f"{pixels.shape[2]}x{pixels.shape[1]} pixels at {fps:g} frames a second"
-        raise LivePhotoError(f"H.264 does not take {size} ({error}): write .webp, or fewer pixels") from error
-    return buffer.getvalue()
-
-
-def _write_mp4(buffer: io.BytesIO, pixels: np.ndarray, fps: float, record: str) -> None:
-    import av
-
     with av.open(buffer, "w", format="mp4") as container:
         container.metadata["comment"] = record
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
@@ -191,6 +198,7 @@ def _write_mp4(buffer: io.BytesIO, pixels: np.ndarray, fps: float, record: str) 
         for picture in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
+    return buffer.getvalue()
 
 
 def _encode_webp(pixels: np.ndarray, fps: float, record: str) -> bytes:

@@ -20,7 +20,7 @@ from .comfy_host import KEY, base_shape
 from .types import Reference, ReferenceType
 
 FITS = ("crop", "pad", "stretch")
-# as of `livephoto animate`; a VAE would silently cut what is over
+# as of `livephoto animate`: VAEs take multiples of 8, or of less, and would silently cut what is over
 GRID = 8
 
 
@@ -33,7 +33,7 @@ def fitted(image: torch.Tensor, width: int, height: int, fit: str) -> torch.Tens
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse a size of which a VAE would cut a part; ComfyUI does not look at what comes by a wire.
+    """Refuse a size of which a VAE may cut a part; ComfyUI does not look at what comes by a wire.
 
     Raises:
         LivePhotoError: names the value and the nearest that goes.

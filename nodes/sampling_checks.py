@@ -26,8 +26,9 @@ def check_predicted(sampling: nn.Module, config: AdapterConfig) -> None:
     """
     kinds = {"v_prediction": comfy.model_sampling.V_PREDICTION, "x0": comfy.model_sampling.X0, "epsilon": comfy.model_sampling.EPS}
     found = next((name for name, kind in kinds.items() if isinstance(sampling, kind)), type(sampling).__name__)
-    fix = "load the base that it was trained on, and set ModelSamplingDiscrete, where there is one, to what that predicts"
-    check_prediction(config, found, fix)
+    setting = "eps" if config.prediction_type == "epsilon" else config.prediction_type
+    node = f"ModelSamplingDiscrete, set to {setting}, before Apply LivePhoto"
+    check_prediction(config, found, f"load the base that it was trained on; if this is it, put {node}")
 
 
 def check_schedule(sampling: nn.Module, schedule: NoiseSchedule) -> None:

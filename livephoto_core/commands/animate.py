@@ -13,15 +13,14 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import LivePhotoError
+from ..files import behind_link
 from ..media import read_image
-from ..media_write import check_clip_suffix, contact_sheet, write_clip, write_picture
+from ..media_write import check_clip_suffix, check_sides, contact_sheet, write_clip, write_picture
 from ..pipeline import Settings, complete
 from .model_files import DEMO, ModelFiles, load_model, read_model_config
 
 # formats keep a frame's time in thousandths of a second; a slower clip is a slide show
 LEAST_FPS, MOST_FPS = 0.1, 240.0
-# a .png grows in rows, so that no number of levels is too wide for it
-WIDTHS = {".webp": 16383, ".mp4": 16384, ".gif": 65535}
 # browsers and readers take what is faster in a .gif, whose time has steps of 10 ms, for slow
 GIF_FPS = 50.0
 
@@ -58,7 +57,9 @@ def animate(
     picture = read_image(photo)
     config = read_model_config(files)
     runs = [complete(replace(settings, intensity=level), config) for level in levels]
-    check_width(out, sum(run.size for run in runs))
+    # a sheet grows in rows
+    if out.suffix.lower() != ".png":
+        check_sides(out, runs[0].size, sum(run.size for run in runs))
     model = load_model(files, device)
     # the delay keeps the bar away until a first step is done: what is refused before that stays one line
     with tqdm(desc="animate", unit="step", delay=1e-3, mininterval=0) as bar:
@@ -76,25 +77,12 @@ def check_output(path: Path, photo: str | Path) -> None:
     check_clip_suffix(path)
     if os.path.exists(path) and os.path.exists(photo) and os.path.samefile(path, photo):
         raise LivePhotoError(f"{path} is the photo itself, and the clip would replace it: give another name")
-    folder = path.parent
+    folder = behind_link(path).parent
     if not folder.is_dir():
         raise LivePhotoError(f"cannot write {path}: there is no folder {folder}; create the folder first")
     # a file is put in its place whole, for which the folder counts
     if path.is_dir() or not all(os.access(part, os.W_OK) for part in (folder, *([path] if path.exists() else []))):
         raise LivePhotoError(f"cannot write {path}: permission denied or a folder; choose a file you can write to")
-
-
-def check_width(path: Path, width: int) -> None:
-    """Refuse clips side by side that are wider than the format can hold.
-
-    Raises:
-        LivePhotoError: more pixels than WIDTHS says.
-    """
-    suffix = path.suffix.lower()
-    if width > WIDTHS.get(suffix, width):
-        raise LivePhotoError(
-            f"{path} would be {width} pixels wide, a {suffix} holds {WIDTHS[suffix]}: use .png, fewer levels or a smaller --size"
-        )
 
 
 def _shown(bar: tqdm, clips: int) -> Callable[[int, int], None]:

@@ -78,13 +78,12 @@ def _side_by_side(path: Path) -> list[float] | list[None]:
     except LivePhotoError:
         # reading its frames says what is wrong
         record = None
-    settings = record["settings"] if record else {}
-    levels = settings.get("intensity")
+    levels = record["settings"].get("intensity") if record else None
     if not (isinstance(levels, list) and levels):
         return [None]
-    # an editor keeps the record of a clip that it cut a part out of
+    # each is square; an editor keeps the record of a clip that it cut a part out of
     height, width = next(iter(stream_clip(path))).shape[1:]
-    return levels if (height, width) == (settings.get("size"), len(levels) * settings.get("size", 0)) else [None]
+    return levels if width == len(levels) * height else [None]
 
 
 def _frames(path: Path, stride: int, part: int, parts: int) -> Iterator[Tensor]:

@@ -111,7 +111,6 @@ def fill_cache(run: RunConfig, base: Base, config: AdapterConfig, folder: Path, 
         if not manifest.finished:
             raise
         print(f"{error}; going on with the clips cached in {folder}")
-        _tell_skipped(manifest, folder)
         return
     origin = origin_of(run, config, source)
     if manifest.made_from:

@@ -194,7 +194,8 @@ def prepare(run: RunConfig) -> tuple[TrainingModel, Batches, list[int], Sampler]
                 "which pure noise gives away: set it to 0"
             )
     check_fit(config, base_shape(base.unet))
-    check_prediction(config, base.prediction_type, "take the base that it was trained on, or leave start_adapter out")
+    without = "leave start_adapter out" if run.start_adapter else f"set adapter.prediction_type to {base.prediction_type!r}"
+    check_prediction(config, base.prediction_type, f"take the base that it was trained on, or {without}")
     adapter = build_adapter(run, config)
     folder = own = Path(run.data.cache or Path(run.out) / "cache")
     if run.data.kind != "cache":
@@ -281,7 +282,7 @@ def check_ready(run: RunConfig, resume: bool) -> None:
         raise LivePhotoError(f"there is nothing to resume: {state} does not exist; start without --resume")
     if not resume and state.exists():
         raise LivePhotoError(f"{out} holds a run: add --resume to go on with it, or choose another out")
-    if not run.freeze_base:
+    if not (run.freeze_base or resume):
         _check_base_stays(run)
     processes = process_state().num_processes
     if run.batch % (run.accumulate * processes):
@@ -293,8 +294,9 @@ def check_ready(run: RunConfig, resume: bool) -> None:
 
 def _check_base_stays(run: RunConfig) -> None:
     # a base that trains is written into out, in place of the parts of that name
-    parts = [Path(path).resolve() for path in (run.base, run.image_encoder, run.tokenizer) if path]
-    if (out := Path(run.out).resolve()) in (*parts, *(part.parent for part in parts[1:])):
+    out = Path(run.out).resolve()
+    parts = {"image_encoder": run.image_encoder, "tokenizer": run.tokenizer}
+    if out == Path(run.base).resolve() or any(path and Path(path).resolve() == out / name for name, path in parts.items()):
         raise LivePhotoError(
             f"the base trains, and would be written over the one in {out}: set out to another folder, or freeze_base to true"
         )

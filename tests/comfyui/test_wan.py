@@ -253,6 +253,6 @@ def test_mistake_is_one_line_that_says_what_to_do(results, fault):
 
 def test_files_that_were_replaced_are_loaded_anew(results):
     found = results("replaced_files")
-    for first, again, replaced in (found["wan"], found["demo"]):
+    for first, again, replaced in (found["base"], found["lora"], found["demo"]):
         assert first == again != replaced
     assert not found["by a wire"].strip()

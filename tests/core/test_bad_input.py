@@ -73,11 +73,11 @@ OPTIONS = {
     "rate past a gif's": ({"--fps": "60", "-o": "out.gif"}, ["frame rate of a .gif", "0.1 to 50"]),
     "too wide a webp": (
         {"--intensity": "1,2,3,4,5,6,7,8,9", "--size": "2048", "-o": "out.webp"},
-        ["18432 pixels wide", "a .webp holds 16383"],
+        ["18432x2048 pixels", "a .webp holds 16383"],
     ),
     "too wide an mp4": (
         {"--intensity": "1,2,3,4,5,6,7,8,9", "--size": "2048"},
-        ["18432 pixels wide", "a .mp4 holds 16384", "use .png"],
+        ["18432x2048 pixels", "a .mp4 holds 16384", "write a .png"],
     ),
     "text of other bytes": ({"text": "caf\udce9"}, ["not UTF-8", "livephoto animate --help"]),
     "negative text of other bytes": ({"--negative": "caf\udce9"}, ["not UTF-8"]),
@@ -131,6 +131,8 @@ def test_the_clip_does_not_replace_its_photo(work, capsys):
 def test_unwritable_output(work, capsys):
     folder, arguments = work
     (folder / "taken.mp4").mkdir()
+    (folder / "link.mp4").symlink_to(folder / "none" / "clip.mp4")
+    refused(animate({**arguments, "--out": str(folder / "link.mp4")}), capsys, folder, "link.mp4", "create the folder")
     refused(animate({**arguments, "--out": str(folder / "taken.mp4")}), capsys, folder, "taken.mp4", "a folder")
     assert main(["animate", arguments["photo"], "still", "--out", "/proc/out.mp4", "--model", arguments["--model"],
                  "--base", arguments["--base"], "--steps", "1"]) == 2  # fmt: skip

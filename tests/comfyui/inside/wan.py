@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -516,19 +517,22 @@ def replaced_files() -> dict[str, Any]:
     wan, demo_loader = (nodes.NODE_CLASS_MAPPINGS[name] for name in ("LivePhotoWanLoader", "LivePhotoDemoLoader"))
     file = Path(folder_paths.get_full_path_or_raise("diffusion_models", BASE))
 
-    def told() -> str:
-        return wan.fingerprint_inputs(model_name=BASE, lora_name="none", lora_strength=1.0, timesteps="bfloat16")
+    def states(told: Callable[[], str], file: Path) -> list[str]:
+        """What is told of a file twice, and then when it is newer."""
+        found, state = [told(), told()], file.stat()
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000))
+        return [*found, told()]
 
-    found, state = {"wan": [told(), told()]}, file.stat()
-    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000))
-    found["wan"].append(told())
+    def wan_told() -> str:
+        return wan.fingerprint_inputs(model_name=BASE, lora_name=LORA, lora_strength=1.0, timesteps="bfloat16")
+
+    lora = Path(folder_paths.get_full_path_or_raise("loras", LORA))
+    found = {"base": states(wan_told, file), "lora": states(wan_told, lora)}
     found["by a wire"] = wan.fingerprint_inputs(model_name=None, lora_name=None)
     module = part("nodes.demo_model")
-    own, module.FOLDER = module.FOLDER, file.parent
+    # the demo's weights lie in folders of their own
+    own, module.FOLDER = module.FOLDER, file.parent.parent
     try:
-        found["demo"] = [demo_loader.fingerprint_inputs(), demo_loader.fingerprint_inputs()]
-        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
-        found["demo"].append(demo_loader.fingerprint_inputs())
+        return {**found, "demo": states(demo_loader.fingerprint_inputs, file)}
     finally:
         module.FOLDER = own
-    return found
