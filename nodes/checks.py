@@ -1,4 +1,4 @@
-"""Refusing what ComfyUI 0.3.64 lets through to our nodes: choices that are not in their list, and numbers that are none."""
+"""Refusing what ComfyUI 0.3.64 lets through to our nodes: choices not in their list, numbers that are none, sizes between steps."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ def check_numbers(**values: float) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise LivePhotoError(f"{name} is {value}: give a number")
+
+
+def check_size(width: int, height: int, step: int) -> None:
+    """Refuse a size of which a VAE or a model would cut a part.
+
+    Raises:
+        LivePhotoError: names the value and the nearest that goes.
+    """
+    for name, value in (("width", width), ("height", height)):
+        if value % step:
+            raise LivePhotoError(f"{name} is {value}, which is no multiple of {step}: take {max(1, round(value / step)) * step}")

@@ -15,7 +15,7 @@ from einops import rearrange
 
 from ..livephoto_core.config import BaseShape
 from ..livephoto_core.errors import LivePhotoError
-from .checks import check_choice
+from .checks import check_choice, check_size
 from .comfy_host import KEY, base_shape
 from .types import Reference, ReferenceType
 
@@ -30,17 +30,6 @@ def fitted(image: torch.Tensor, width: int, height: int, fit: str) -> torch.Tens
 
     pictures = fit_image(rearrange(image[..., :3], "b h w c -> b c h w"), height, width, fit)
     return rearrange(pictures, "b c h w -> b h w c").clamp(0, 1)
-
-
-def check_size(width: int, height: int) -> None:
-    """Refuse a size of which a VAE may cut a part; ComfyUI does not look at what comes by a wire.
-
-    Raises:
-        LivePhotoError: names the value and the nearest that goes.
-    """
-    for name, value in (("width", width), ("height", height)):
-        if value % GRID:
-            raise LivePhotoError(f"{name} is {value}, which is no multiple of {GRID}: take {max(1, round(value / GRID)) * GRID}")
 
 
 def patch_tokens(output: Any, photos: int) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -165,7 +154,7 @@ class LivePhotoReferenceEncode(io.ComfyNode):
         clip_vision: Any | None = None,
     ) -> io.NodeOutput:
         check_choice("fit", fit, FITS)
-        check_size(width, height)
+        check_size(width, height, GRID)
         photo = fitted(image, width, height, fit)
         tokens, grid = tokens_of(image, photo, fit, clip_vision_output, clip_vision)
         latent = vae.encode(photo)

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..livephoto_core.errors import LivePhotoError
 from ..livephoto_core.model.wan_text import LEVELS, TEXT_ROWS, TEXT_WIDTH, check_wan_level
-from .checks import check_choice
+from .checks import check_choice, check_size
 from .reference import FITS, fitted
 from .wan_loader import WanText, WanTextType
 
@@ -64,15 +64,13 @@ def clip_latent(photos: torch.Tensor, frames: int) -> dict[str, torch.Tensor]:
     return {"samples": torch.cat([photos, empty], dim=2), "noise_mask": mask}
 
 
-def check_size(width: int, height: int, length: int) -> None:
+def check_clip(width: int, height: int, length: int) -> None:
     """Refuse a size that Wan2.1 cannot make.
 
     Raises:
         LivePhotoError: names the value and the nearest that goes.
     """
-    for name, value in (("width", width), ("height", height)):
-        if value % GRID:
-            raise LivePhotoError(f"{name} is {value}, which is no multiple of {GRID}: take {max(1, round(value / GRID)) * GRID}")
+    check_size(width, height, GRID)
     if length % TIME != 1:
         raise LivePhotoError(f"length is {length}, Wan2.1 makes 4n + 1 frames: take {-(-(length - 1) // TIME) * TIME + 1}")
 
@@ -153,7 +151,7 @@ class LivePhotoWanReference(io.ComfyNode):
     @classmethod
     def execute(cls, image: torch.Tensor, vae: Any, width: int, height: int, length: int, fit: str) -> io.NodeOutput:
         check_choice("fit", fit, FITS)
-        check_size(width, height, length)
+        check_clip(width, height, length)
         photos = fitted(image, width, height, fit)
         # one by one: a video VAE takes a batch for the frames of one clip
         encoded = torch.cat([vae.encode(photo[None]) for photo in photos])

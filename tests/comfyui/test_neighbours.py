@@ -98,7 +98,7 @@ def test_ipadapter(results, demo, replay):
         handle.remove()
     print(f"ipadapter: {difference:.1e}")
     assert difference < 1e-4
-    assert replay(found, base.unet, adapter) > 0.01
+    assert replay(found, base.unet, adapter) > 0.005
     assert torch.equal(found["latents"], results("ipadapter_after")["latents"])
     assert torch.allclose(results("ipadapter_of_no_weight")["latents"], results("alone")["latents"], atol=1e-5)
 

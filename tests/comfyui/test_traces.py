@@ -28,7 +28,7 @@ def save_tiny_adapter(path):
     config = AdapterConfig(
         base=BaseShape(block_channels=(32, 64), layers_per_block=1, block_attention=(True, False), context_width=24),
         motion=MotionShape(heads=4, max_frames=8),
-        content=ContentShape(image_size=28, token_width=12, width=20, heads=2, head_width=8),
+        content=ContentShape("tiny", image_size=28, token_width=12, width=20, heads=2, head_width=8),
         reweight=ReweightShape(layers=1, heads=4),
         frames=4,
         size=64,
