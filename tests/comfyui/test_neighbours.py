@@ -13,7 +13,7 @@ from livephoto_core.lora import apply_lora
 # as in inside/neighbours.py
 SCALE, SHIFT = 1.1, 0.1
 STRENGTH = 0.8
-PICTURE_TOKENS, PICTURE_WEIGHT = 4, 40.0
+PICTURE_TOKENS, PICTURE_WEIGHT = 4, 80.0
 LAYERS = (
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
     "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0",
@@ -98,7 +98,7 @@ def test_ipadapter(results, demo, replay):
         handle.remove()
     print(f"ipadapter: {difference:.1e}")
     assert difference < 1e-4
-    assert replay(found, base.unet, adapter) > 0.005
+    assert replay(found, base.unet, adapter) > 0.01
     assert torch.equal(found["latents"], results("ipadapter_after")["latents"])
     assert torch.allclose(results("ipadapter_of_no_weight")["latents"], results("alone")["latents"], atol=1e-5)
 

@@ -111,12 +111,12 @@ def on_another_unet() -> dict[str, Any]:
 
 @case
 def ipadapter_before() -> dict[str, Any]:
-    return run_recorded(apply(ipadapter(demo().model, 40.0)), *prompts())
+    return run_recorded(apply(ipadapter(demo().model, 80.0)), *prompts())
 
 
 @case
 def ipadapter_after() -> dict[str, Any]:
-    return {"latents": sample(ipadapter(apply(), 40.0), *prompts())}
+    return {"latents": sample(ipadapter(apply(), 80.0), *prompts())}
 
 
 @case
