@@ -34,6 +34,7 @@ from .photos import package_photos
 from .phrasings import phrasings
 from .source import ProceduralSource
 from .sprites import HELD_OUT_SHAPES, SHAPES
+from .telling import spins_told_by
 
 # the first clips of a cache, of scenes that are not trained on: validation's
 HELD_OUT = 24
@@ -67,6 +68,7 @@ def origin_of(encoders: Path, count: int) -> dict[str, str | int]:
         "the VAE": weights_digest(vae),
         "the image encoder": weights_digest(patches),
         "the captions": hashlib.sha256(json.dumps(phrasings()).encode()).hexdigest()[:16],
+        "the spins": hashlib.sha256(json.dumps(spins_told_by()).encode()).hexdigest()[:16],
     }
 
 

@@ -124,6 +124,10 @@ class ClipSet:
         scene, rng = self.scene(index, motion)
         target = math.exp(rng.uniform(math.log(SLOWEST), math.log(FASTEST)))
         speed = 0.0 if scene.motion in STILL else speed_for(scene, target, self.frames, self.size)
+        return self.filmed(scene, speed, rng)
+
+    def filmed(self, scene: Scene, speed: float, rng: np.random.Generator) -> DemoClip:
+        """The scene's clip at a speed, with a caption of its own."""
         colour, name = scene.words["colour"], scene.words["name"]
         wrong = bool(rng.random() < self.wrong_share)
         if wrong:

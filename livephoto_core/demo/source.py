@@ -13,6 +13,7 @@ from .clips import ClipSet
 from .photos import SHORT_SIDE, Photo, load_photos, package_photos, split_photos
 from .phrasings import phrasings
 from .sprites import HELD_OUT_SHAPES, SHAPES
+from .telling import TellingClips, spins_told_by
 
 # most of the clips: what a thing does is small in the picture, and learnt late
 THING_SHARE = 0.6
@@ -57,7 +58,7 @@ class ProceduralSource(Source):
         self.photos, self.count, self.held_out = photos, count, held_out
         common = {"frames": frames, "size": size, "thing_share": THING_SHARE}
         varied = {"odd_share": ODD_SHARE, "mirror_share": MIRROR_SHARE, "templates": phrasings()}
-        self._train = ClipSet(photos[0], SHAPES, **common, **varied)
+        self._train = TellingClips(photos[0], SHAPES, **common, **varied)
         self._test = ClipSet(photos[1], HELD_OUT_SHAPES, seed=1, **common)
 
     def __len__(self) -> int:
@@ -68,9 +69,9 @@ class ProceduralSource(Source):
         return (partial(self.sample, index) for index in range(count, self.count))
 
     def told_by(self) -> list[object]:
-        """What tells these clips from others of as many, as plain values: the photographs, and the captions' phrasings."""
+        """What tells these clips from others of as many, as plain values: the photographs, the captions' phrasings, the spins."""
         photos = [[hashlib.sha256(photo.pixels.numpy().tobytes()).hexdigest() for photo in part] for part in self.photos]
-        return [photos, phrasings()]
+        return [photos, phrasings(), spins_told_by()]
 
     def sample(self, index: int) -> ClipSample:
         """Clip `index`."""
